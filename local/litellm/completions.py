@@ -1,0 +1,102 @@
+"""The models, and using a key: completions are canned, their price is not."""
+
+import hashlib
+import time
+import uuid
+from collections import defaultdict, deque
+from typing import Any
+
+from local.litellm.access import Call
+from local.litellm.durations import now
+from local.litellm.refusals import Row, refused
+from local.litellm.tables import Tables
+
+COMPLETION_TOKENS = 20
+RATE_WINDOW_SECONDS = 60
+
+# Dollars per token, in and out.
+PRICES = {
+    "gpt-4o": (2.5e-6, 1e-5),
+    "gpt-4o-mini": (1.5e-7, 6e-7),
+    "claude-sonnet": (3e-6, 1.5e-5),
+}
+OTHER_PRICE = PRICES["gpt-4o"]
+
+
+class ModelRoutes:
+    """One method per route; each returns the body of a 200."""
+
+    def __init__(self, tables: Tables, *, models: list[str]) -> None:
+        self._tables = tables
+        self._models = models
+        self._moments_of_token: defaultdict[str, deque[float]] = defaultdict(deque)
+
+    async def list_models(self, call: Call) -> Row:
+        models = [{"id": model, "object": "model", "owned_by": "openai"} for model in self._models_of(call)]
+        return {"data": models, "object": "list"}
+
+    async def info(self, call: Call) -> Row:
+        return {"data": [_model_info(model) for model in self._models_of(call)]}
+
+    async def complete(self, call: Call) -> Row:
+        body = await call.body()
+        model = body.get("model")
+        self._check_model(call, model)
+        self._check_rate(call)
+        prompt_tokens = 7 + len(str(body.get("messages")).split())
+        row = self._tables.keys.get(call.key["token"]) if call.key else None
+        if row is not None:
+            price_in, price_out = PRICES.get(str(model), OTHER_PRICE)
+            spend = row["spend"] + prompt_tokens * price_in + COMPLETION_TOKENS * price_out
+            self._tables.save_key(row | {"spend": spend, "last_active": now().isoformat()})
+        message = {"role": "assistant", "content": f"mock answer from {model}"}
+        return {
+            "id": f"chatcmpl-{uuid.uuid4()}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": model,
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "usage": {
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": COMPLETION_TOKENS,
+                "total_tokens": prompt_tokens + COMPLETION_TOKENS,
+            },
+        }
+
+    def _models_of(self, call: Call) -> list[str]:
+        """A key without models may use them all."""
+        allowed: list[str] = call.key["models"] if call.key else []
+        return [model for model in self._models if not allowed or model in allowed]
+
+    def _check_model(self, call: Call, model: Any) -> None:
+        if call.key and call.key["models"] and model not in call.key["models"]:
+            raise refused(403, "the key may not use this model", "key_model_access_denied", "model")
+        if model not in self._models:
+            raise refused(400, "there is no such model", "invalid_request_error")
+
+    def _check_rate(self, call: Call) -> None:
+        if call.key is None or call.key["rpm_limit"] is None:
+            return
+        moments = self._moments_of_token[call.key["token"]]
+        while moments and moments[0] < time.monotonic() - RATE_WINDOW_SECONDS:
+            moments.popleft()
+        if len(moments) >= call.key["rpm_limit"]:
+            refusal = refused(429, "the key's requests of this minute are used up", "throttling_error")
+            refusal.headers = {"retry-after": str(RATE_WINDOW_SECONDS), "rate_limit_type": "requests"}
+            raise refusal
+        moments.append(time.monotonic())
+
+
+def _model_info(model: str) -> Row:
+    price_in, price_out = PRICES.get(model, OTHER_PRICE)
+    return {
+        "model_name": model,
+        "litellm_params": {"model": f"openai/{model}"},
+        "model_info": {
+            "id": hashlib.sha256(model.encode()).hexdigest(),
+            "key": model,
+            "mode": "chat",
+            "input_cost_per_token": price_in,
+            "output_cost_per_token": price_out,
+        },
+    }

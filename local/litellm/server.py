@@ -1,0 +1,71 @@
+"""The routes, and how an operation becomes an HTTP answer."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from local.litellm.access import COMPLETION_PATHS, MODEL_INFO_PATHS, MODEL_LIST_PATHS, Call, authenticate
+from local.litellm.completions import ModelRoutes
+from local.litellm.keys import KeyRoutes
+from local.litellm.refusals import Refused, Row
+from local.litellm.tables import Tables
+from local.litellm.users import UserRoutes
+
+type Operation = Callable[[Call], Awaitable[Row]]
+
+
+def application(*, master_key: str, models: list[str], state_path: str | None = None) -> Starlette:
+    tables = Tables(state_path=state_path)
+    keys = KeyRoutes(tables)
+    users = UserRoutes(tables, keys=keys)
+    completions = ModelRoutes(tables, models=models)
+
+    def route(method: str, path: str, operation: Operation) -> Route:
+        async def answer(request: Request) -> Response:
+            try:
+                call = authenticate(request, master_key=master_key, tables=tables)
+                return JSONResponse(await operation(call))
+            except Refused as refusal:
+                return JSONResponse(refusal.body, refusal.status, refusal.headers)
+
+        return Route(path, answer, methods=[method])
+
+    return Starlette(
+        routes=[
+            route("POST", "/key/generate", keys.generate),
+            route("POST", "/key/delete", keys.delete),
+            route("GET", "/key/info", keys.info),
+            route("POST", "/v2/key/info", keys.info_of_many),
+            route("GET", "/key/list", keys.list_page),
+            route("POST", "/key/update", keys.update),
+            route("POST", "/key/block", keys.block),
+            route("POST", "/key/unblock", keys.unblock),
+            route("POST", "/key/{key}/reset_spend", keys.reset_spend),
+            route("POST", "/user/new", users.new),
+            route("GET", "/user/info", users.info),
+            *(route("GET", path, completions.info) for path in MODEL_INFO_PATHS),
+            *(route("GET", path, completions.list_models) for path in MODEL_LIST_PATHS),
+            *(route("POST", path, completions.complete) for path in COMPLETION_PATHS),
+            Route("/health/liveliness", _liveliness),
+            Route("/health/liveness", _liveliness),
+            Route("/health/readiness", _readiness),
+        ],
+        exception_handlers={HTTPException: _not_routed},
+    )
+
+
+async def _liveliness(_: Request) -> Response:
+    return JSONResponse("I'm alive!")
+
+
+async def _readiness(_: Request) -> Response:
+    return JSONResponse({"status": "healthy", "db": "connected"})
+
+
+async def _not_routed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)

@@ -1,0 +1,77 @@
+# The words a person needs. Each sets up what it lacks: .tools/ (uv, the SAM CLI) and .venv (everything else).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+BIN := $(CURDIR)/.venv/bin
+PYTHON := $(BIN)/python
+UV := $(CURDIR)/.tools/bootstrap/bin/uv
+SAM := $(CURDIR)/.tools/sam/bin/sam
+
+# Where a real LiteLLM can be built and started from (setup.sh, start.sh, stop.sh); `contract` does without when it is not there.
+export LITELLM_HARNESS ?= ../shared/litellm
+# `make test TESTS=tests/unit` runs a part, without the coverage gate.
+TESTS ?=
+
+.PHONY: help demo dev test check contract build lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/ready ## walk through a key's life on this machine, printing each request and answer
+	@$(PYTHON) -m local.demo
+
+dev: .venv/ready ## keep the local stack up; prints its URL, a token and calls to copy
+	@$(PYTHON) -m local.dev
+
+# The real LiteLLM of a developer's shell must not slip into the tests: they start the stand-in.
+test: export LITELLM_URL :=
+test: export LITELLM_MASTER_KEY :=
+test: .venv/ready ## all tests, with the coverage gate
+ifneq ($(TESTS),)
+	@$(PYTHON) -m pytest $(TESTS)
+else
+	@$(PYTHON) -m coverage erase
+	@$(PYTHON) -m coverage run -m pytest
+	@$(PYTHON) -m coverage combine --quiet
+	@$(PYTHON) -m coverage report
+endif
+
+check: .venv/ready ## formatter, linters, types, import contracts, template
+	@echo "== ruff format";     $(BIN)/ruff format --quiet --check . || { echo "run: .venv/bin/ruff format"; exit 1; }
+	@echo "== ruff check";      $(BIN)/ruff check --quiet .
+	@echo "== pyright";         $(BIN)/basedpyright
+	@echo "== import-linter";   PYTHONPATH=layers/shared $(BIN)/lint-imports --no-cache
+	@echo "== cfn-lint, as written";    $(BIN)/cfn-lint template.yaml
+	@echo "== cfn-lint, as translated"; mkdir -p build && $(PYTHON) -m tests.architecture.translation >build/translated.json && $(BIN)/cfn-lint build/translated.json
+
+contract: .venv/ready ## the LiteLLM contract suite, on the stand-in and on a real LiteLLM
+	@echo "== the stand-in"
+	@env -u LITELLM_URL -u LITELLM_MASTER_KEY $(PYTHON) -m pytest tests/contract
+	@echo "== a real LiteLLM"
+	@.ci/with-litellm $(PYTHON) -m pytest tests/contract
+
+build: .venv/ready .tools/sam/ready ## what goes to AWS, in .aws-sam/
+	@.ci/build
+
+lock: .tools/bootstrap/ready ## pin all requirements again; UPGRADE=--upgrade for newer versions
+	@for file in layers/shared/requirements requirements/bootstrap requirements/dev requirements/sam; do \
+	    echo "$$file.txt"; \
+	    $(UV) pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header --no-emit-index-url \
+	        $(UPGRADE) $$file.in --output-file $$file.txt; \
+	done
+
+clean: ## remove everything make made
+	@rm -rf .aws-sam .tools .venv build .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.tools/bootstrap/ready: requirements/bootstrap.txt
+	@requirements/setup uv
+
+.venv/ready: requirements/dev.txt | .tools/bootstrap/ready
+	@requirements/setup environment .venv requirements/dev.txt
+
+.tools/sam/ready: requirements/sam.txt | .tools/bootstrap/ready
+	@requirements/setup environment .tools/sam requirements/sam.txt

@@ -1,0 +1,365 @@
+"""template.yaml keeps what the design promises, read from the CloudFormation that SAM makes of it."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.architecture.translation import DEPLOYMENT, ROOT, read_template, translate
+
+HTTP_FUNCTIONS = ["CheckHealth", "CreateApiKey", "DeleteApiKey", "ListApiKeys"]
+FUNCTIONS = sorted([*HTTP_FUNCTIONS, "MigrateDatabase"])
+
+# An HTTP API answers 503 itself when an integration takes longer; it cannot be raised (AWS quota).
+HTTP_API_LIMIT_SECONDS = 30
+# What a request may need beside LiteLLM: connecting to the database, and its last statement.
+DATABASE_CONNECT_SECONDS = 3
+LAST_STATEMENT_SECONDS = 5
+
+EVERYWHERE = {
+    "DATABASE_CA_BUNDLE",
+    "DATABASE_HOST",
+    "DATABASE_NAME",
+    "DATABASE_PORT",
+    "DATABASE_SECRET_ARN",
+    "FUNCTION_TIMEOUT_SECONDS",
+    "LITELLM_BUDGET_SECONDS",
+    "POWERTOOLS_LOG_LEVEL",
+    "POWERTOOLS_METRICS_NAMESPACE",
+    "POWERTOOLS_SERVICE_NAME",
+    "RELEASE_SHA",
+}
+CALLER = {"EMAIL_CLAIM", "NAME_CLAIM", "OAUTH_PROVIDER", "ROLES_CLAIM", "SUBJECT_CLAIM", "USERNAME_CLAIM"}
+OWN_VARIABLES = {
+    "CheckHealth": {"LITELLM_URL"},
+    "CreateApiKey": CALLER
+    | {
+        "GATEWAY_DRAIN_SECONDS",
+        "LITELLM_SECRET_ARN",
+        "LITELLM_URL",
+        "MAC_KEY_ARN",
+        "MAX_ACTIVE_KEYS",
+        "MODEL_ACCESS",
+        "STACK_NAME",
+    },
+    "DeleteApiKey": CALLER | {"GATEWAY_CACHE_SECONDS", "GATEWAY_DRAIN_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"},
+    "ListApiKeys": CALLER,
+    "MigrateDatabase": {"DATABASE_APP_USER", "LITELLM_URL", "STACK_NAME"},
+}
+
+
+@pytest.fixture(scope="module")
+def template() -> dict[str, Any]:
+    return read_template()
+
+
+@pytest.fixture(scope="module")
+def stack() -> dict[str, Any]:
+    return translate()
+
+
+@pytest.fixture(scope="module")
+def resources(stack: dict[str, Any]) -> dict[str, Any]:
+    return stack["Resources"]
+
+
+def of_type(resources: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {name: resource["Properties"] for name, resource in resources.items() if resource["Type"] == kind}
+
+
+def variables(resources: dict[str, Any], function: str) -> dict[str, Any]:
+    return resources[function]["Properties"]["Environment"]["Variables"]
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def test_the_stack_has_these_functions(resources: dict[str, Any]) -> None:
+    assert sorted(of_type(resources, "AWS::Lambda::Function")) == FUNCTIONS
+
+
+def test_each_handler_file_has_its_function_and_each_function_its_file(resources: dict[str, Any]) -> None:
+    handlers = [p["Handler"] for p in of_type(resources, "AWS::Lambda::Function").values()]
+
+    assert sorted(handlers) == sorted(f"{file.stem}.handler" for file in (ROOT / "functions").glob("*.py"))
+
+
+def test_a_handler_file_stays_within_forty_lines() -> None:
+    lengths = {file.name: len(file.read_text().splitlines()) for file in (ROOT / "functions").glob("*.py")}
+
+    assert {name: length for name, length in lengths.items() if length > 40} == {}
+
+
+def test_every_route_but_health_asks_for_a_token(resources: dict[str, Any]) -> None:
+    paths = resources["Api"]["Properties"]["Body"]["paths"]
+    routes = {
+        f"{method.upper()} {path}": [name for scheme in operation["security"] for name in scheme]
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+    }
+
+    assert routes == {
+        "DELETE /api/v1/api-keys/{id}": ["Jwt"],
+        "GET /api/v1/api-keys": ["Jwt"],
+        "GET /health": ["NONE"],
+        "POST /api/v1/api-keys": ["Jwt"],
+    }
+
+
+def test_each_route_calls_the_live_version_of_its_function_with_payload_2_0(resources: dict[str, Any]) -> None:
+    paths = resources["Api"]["Properties"]["Body"]["paths"]
+    targets = {
+        f"{method.upper()} {path}": (
+            re.findall(
+                r"functions/\${(\w+)}/invocations", operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"]
+            ),
+            operation["x-amazon-apigateway-integration"]["payloadFormatVersion"],
+        )
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+    }
+
+    assert targets == {
+        "DELETE /api/v1/api-keys/{id}": (["DeleteApiKeyAliaslive"], "2.0"),
+        "GET /api/v1/api-keys": (["ListApiKeysAliaslive"], "2.0"),
+        "GET /health": (["CheckHealthAliaslive"], "2.0"),
+        "POST /api/v1/api-keys": (["CreateApiKeyAliaslive"], "2.0"),
+    }
+
+
+def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources: dict[str, Any]) -> None:
+    api = resources["Api"]["Properties"]
+
+    assert api["FailOnWarnings"] is True
+    assert api["Body"]["components"]["securitySchemes"] == {
+        "Jwt": {
+            "type": "oauth2",
+            "x-amazon-apigateway-authorizer": {
+                "type": "jwt",
+                "identitySource": "$request.header.Authorization",
+                "jwtConfiguration": {"issuer": {"Ref": "JwtIssuer"}, "audience": [{"Ref": "JwtAudience"}]},
+            },
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("function", "secrets"),
+    [
+        ("CheckHealth", ["DatabaseSecretArn"]),
+        ("CreateApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("DeleteApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("ListApiKeys", ["DatabaseSecretArn"]),
+        ("MigrateDatabase", ["DatabaseMigratorSecretArn"]),
+    ],
+)
+def test_a_role_reads_exactly_its_secrets_and_may_do_nothing_else(
+    resources: dict[str, Any], function: str, secrets: list[str]
+) -> None:
+    role = resources[f"{function}Role"]["Properties"]
+    statements = [s for policy in role["Policies"] for s in policy["PolicyDocument"]["Statement"]]
+
+    assert [s["Effect"] for s in statements] == ["Allow"] * len(secrets)
+    assert [s["Action"] for s in statements] == [["secretsmanager:GetSecretValue"]] * len(secrets)
+    assert [s["Resource"] for s in statements] == [
+        {"Fn::Sub": ["${secretArn}", {"secretArn": {"Ref": secret}}]} for secret in secrets
+    ]
+    assert sorted(arn.rpartition("/")[2] for arn in role["ManagedPolicyArns"]) == [
+        "AWSLambdaBasicExecutionRole",
+        "AWSLambdaVPCAccessExecutionRole",
+    ]
+
+
+def test_each_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
+    roles = {name: p["Role"] for name, p in of_type(resources, "AWS::Lambda::Function").items()}
+
+    assert roles == {name: {"Fn::GetAtt": [f"{name}Role", "Arn"]} for name in FUNCTIONS}
+    assert sorted(of_type(resources, "AWS::IAM::Role")) == [f"{name}Role" for name in FUNCTIONS]
+    assert of_type(resources, "AWS::IAM::Policy") == {}
+    assert of_type(resources, "AWS::IAM::ManagedPolicy") == {}
+
+
+def test_only_create_may_derive_secrets(resources: dict[str, Any]) -> None:
+    statements = resources["MacKey"]["Properties"]["KeyPolicy"]["Statement"]
+    deriving = [
+        s
+        for s in statements
+        if any(action in ("kms:*", "*", "kms:Generate*", "kms:GenerateMac") for action in as_list(s["Action"]))
+    ]
+
+    assert [s["Principal"] for s in deriving] == [{"AWS": {"Fn::GetAtt": ["CreateApiKeyRole", "Arn"]}}]
+    assert as_list(deriving[0]["Action"]) == ["kms:GenerateMac"]
+
+
+def test_administrators_of_the_mac_key_can_neither_use_it_nor_lend_it(resources: dict[str, Any]) -> None:
+    administration = next(
+        s for s in resources["MacKey"]["Properties"]["KeyPolicy"]["Statement"] if s["Sid"] == "AccountAdministersTheKey"
+    )
+    uses = {"kms:GenerateMac", "kms:VerifyMac", "kms:CreateGrant"}
+
+    assert not [action for action in administration["Action"] if "*" in action or action in uses]
+    assert "kms:PutKeyPolicy" in administration["Action"]
+
+
+def test_the_mac_key_survives_the_stack(resources: dict[str, Any]) -> None:
+    key = resources["MacKey"]
+
+    assert (key["DeletionPolicy"], key["UpdateReplacePolicy"]) == ("Retain", "Retain")
+    assert (key["Properties"]["KeySpec"], key["Properties"]["KeyUsage"]) == ("HMAC_256", "GENERATE_VERIFY_MAC")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_function_gets_exactly_the_variables_it_needs(resources: dict[str, Any], function: str) -> None:
+    assert set(variables(resources, function)) == EVERYWHERE | OWN_VARIABLES[function]
+
+
+def test_every_variable_is_read_somewhere_in_the_package(resources: dict[str, Any]) -> None:
+    source = "\n".join(file.read_text() for file in (ROOT / "layers/shared/keyservice").rglob("*.py"))
+    given = {name for function in FUNCTIONS for name in variables(resources, function)}
+    read_by_powertools = {name for name in given if name.startswith("POWERTOOLS_")}
+
+    assert sorted(name for name in given - read_by_powertools if f'"{name}"' not in source) == []
+
+
+def test_no_variable_holds_a_secret(resources: dict[str, Any]) -> None:
+    given = {name for function in FUNCTIONS for name in variables(resources, function)}
+    suspicious = {name for name in given if re.search("SECRET|PASSWORD|TOKEN|_KEY(_|$)", name)}
+
+    assert suspicious == {"DATABASE_SECRET_ARN", "LITELLM_SECRET_ARN", "MAC_KEY_ARN"}
+
+
+def test_only_the_migration_gets_the_owners_login(resources: dict[str, Any]) -> None:
+    secrets = {function: variables(resources, function)["DATABASE_SECRET_ARN"]["Ref"] for function in FUNCTIONS}
+
+    assert secrets == dict.fromkeys(HTTP_FUNCTIONS, "DatabaseSecretArn") | {
+        "MigrateDatabase": "DatabaseMigratorSecretArn"
+    }
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_function_knows_its_own_timeout(resources: dict[str, Any], function: str) -> None:
+    timeout = resources[function]["Properties"]["Timeout"]
+
+    assert variables(resources, function)["FUNCTION_TIMEOUT_SECONDS"] == str(timeout)
+
+
+@pytest.mark.parametrize("function", HTTP_FUNCTIONS)
+def test_our_answer_is_out_before_the_api_gives_up(resources: dict[str, Any], function: str) -> None:
+    timeout = resources[function]["Properties"]["Timeout"]
+    litellm = int(variables(resources, function)["LITELLM_BUDGET_SECONDS"])
+
+    assert timeout < HTTP_API_LIMIT_SECONDS
+    assert DATABASE_CONNECT_SECONDS + LAST_STATEMENT_SECONDS + litellm + LAST_STATEMENT_SECONDS <= timeout
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_functions_run_on_arm64_python_3_13_inside_the_vpc_with_the_layer(
+    resources: dict[str, Any], function: str
+) -> None:
+    properties = resources[function]["Properties"]
+    [layer] = of_type(resources, "AWS::Lambda::LayerVersion")
+
+    assert properties["Runtime"] == "python3.13"
+    assert properties["Architectures"] == ["arm64"]
+    assert properties["Layers"] == [{"Ref": layer}]
+    assert properties["VpcConfig"] == {
+        "SubnetIds": {"Ref": "VpcSubnetIds"},
+        "SecurityGroupIds": {"Ref": "VpcSecurityGroupIds"},
+    }
+
+
+def test_a_new_release_publishes_a_new_version_of_every_function(resources: dict[str, Any]) -> None:
+    other = translate(release_sha="cd" * 32)["Resources"]
+    versions = set(of_type(resources, "AWS::Lambda::Version"))
+    live = {name for name in of_type(resources, "AWS::Lambda::Alias") if name.endswith("Aliaslive")}
+
+    assert len(versions) == len(FUNCTIONS)
+    assert versions.isdisjoint(of_type(other, "AWS::Lambda::Version"))
+    assert live == {f"{function}Aliaslive" for function in FUNCTIONS}
+
+
+def test_every_log_group_forgets_after_the_days_of_the_parameter(resources: dict[str, Any]) -> None:
+    groups = of_type(resources, "AWS::Logs::LogGroup")
+
+    assert {name: p["RetentionInDays"] for name, p in groups.items()} == {
+        f"{name}Logs": {"Ref": "LogRetentionDays"} for name in ["ApiAccess", *FUNCTIONS]
+    }
+
+
+def test_each_function_and_the_api_write_to_their_own_log_group(resources: dict[str, Any]) -> None:
+    groups = {name: resources[name]["Properties"]["LoggingConfig"] for name in FUNCTIONS}
+    [stage] = of_type(resources, "AWS::ApiGatewayV2::Stage").values()
+
+    # Text, not JSON: Powertools prints JSON already, and Lambda would wrap it once more.
+    assert groups == {name: {"LogGroup": {"Ref": f"{name}Logs"}} for name in FUNCTIONS}
+    assert stage["AccessLogSettings"]["DestinationArn"] == {"Fn::GetAtt": ["ApiAccessLogs", "Arn"]}
+
+
+def test_the_access_log_holds_no_token_and_no_claim(resources: dict[str, Any]) -> None:
+    [stage] = of_type(resources, "AWS::ApiGatewayV2::Stage").values()
+    fields = set(re.findall(r"\$context\.([\w.]+)", stage["AccessLogSettings"]["Format"]))
+
+    assert fields == {
+        "authorizer.error",
+        "identity.sourceIp",
+        "integrationErrorMessage",
+        "requestId",
+        "requestTime",
+        "responseLatency",
+        "routeKey",
+        "status",
+    }
+
+
+def test_every_parameter_is_described_constrained_and_grouped(template: dict[str, Any]) -> None:
+    parameters = template["Parameters"]
+    groups = template["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+    aws_checks_itself = {"VpcSecurityGroupIds", "VpcSubnetIds"}
+    constrained = {
+        name
+        for name, p in parameters.items()
+        if p.keys() & {"AllowedPattern", "AllowedValues", "MinValue"} and "ConstraintDescription" in p
+    }
+
+    assert [name for name, p in parameters.items() if len(p.get("Description", "")) < 15] == []
+    assert constrained | aws_checks_itself == set(parameters)
+    assert sorted(name for group in groups for name in group["Parameters"]) == sorted(parameters)
+
+
+def test_a_deployment_must_say_just_what_has_no_default(template: dict[str, Any]) -> None:
+    without_default = {name for name, p in template["Parameters"].items() if "Default" not in p}
+
+    assert without_default == set(DEPLOYMENT)
+
+
+def test_values_satisfy_their_parameters_patterns(template: dict[str, Any]) -> None:
+    refused = [
+        name
+        for name, p in template["Parameters"].items()
+        if "AllowedPattern" in p and not re.search(p["AllowedPattern"], str(p.get("Default", DEPLOYMENT.get(name))))
+    ]
+
+    assert refused == []
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        pytest.param("JwtIssuer", "issuer.example.com", id="issuer-without-scheme"),
+        pytest.param("JwtAudience", "one,two", id="two-audiences"),
+        pytest.param("LiteLLMUrl", "https://litellm.example.com/", id="closing-slash"),
+        pytest.param("LiteLLMUrl", "https://user:pass@litellm.example.com", id="credentials-in-url"),
+        pytest.param("DatabaseSecretArn", "hunter2", id="a-password-for-an-arn"),
+        pytest.param("ReleaseSha", "latest", id="no-sum"),
+        pytest.param("DatabaseAppUser", 'app"; DROP', id="role-that-needs-quoting"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_is_deployed(
+    template: dict[str, Any], parameter: str, value: str
+) -> None:
+    assert not re.search(template["Parameters"][parameter]["AllowedPattern"], value)
+
+
+def test_outputs_name_the_url_the_key_and_every_function(stack: dict[str, Any]) -> None:
+    assert set(stack["Outputs"]) == {"ApiUrl", "MacKeyArn"} | {f"{name}Name" for name in FUNCTIONS}

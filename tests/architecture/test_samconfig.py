@@ -14,6 +14,7 @@ STAGES = ["dev", "prod", "staging"]
 @pytest.fixture(scope="module")
 def stages() -> dict[str, Any]:
     configuration = tomllib.loads((ROOT / "samconfig.toml").read_text())
+    del configuration["version"]
     return {name: stage["deploy"]["parameters"] for name, stage in configuration.items() if "deploy" in stage}
 
 

@@ -10,7 +10,10 @@ from io import BytesIO
 from typing import Any
 
 from moto.kms.models import kms_backends
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import (  # pyright: ignore[reportMissingTypeStubs]
+    DomainDispatcherApplication,
+    create_backend_app,
+)
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from local.aws import ACCOUNT_ID, REGION

@@ -53,7 +53,7 @@ class PostgresServer:
         """Make the cluster and start it. `on_loopback_port` makes it listen on 127.0.0.1 too. Raises StartFailed."""
         self._root = private_directory(name="ks-pg")
         self._account = _unprivileged_account()
-        self._password = secrets.token_urlsafe(16)
+        self._passwords = {SUPERUSER: secrets.token_urlsafe(16)}
         self._on_loopback = on_loopback_port is not None
         self._server: Child | None = None
         self.port = on_loopback_port or PORT
@@ -79,12 +79,27 @@ class PostgresServer:
 
     def admin_dsn(self, database: str = "postgres") -> str:
         """The superuser's connection string; holds its password."""
-        return self.dsn(database, user=SUPERUSER, password=self._password)
+        return self.dsn(database, user=SUPERUSER, password=self._passwords[SUPERUSER])
 
     def dsn(self, database: str, *, user: str, password: str) -> str:
         return make_conninfo(
             host=str(self.socket_directory), port=self.port, dbname=database, user=user, password=password
         )
+
+    def create_login(self, name: str) -> str:
+        """The password of a role that may log in and nothing else; the role is made the first time."""
+        if name not in self._passwords:
+            password = secrets.token_urlsafe(16)
+            self._execute_as_admin(
+                sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(name), sql.Literal(password))
+            )
+            self._passwords[name] = password
+        return self._passwords[name]
+
+    def has_database(self, name: str) -> bool:
+        with psycopg.connect(self.admin_dsn(), autocommit=True) as connection:
+            found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone()
+        return found is not None
 
     def create_database(self, name: str, *, owner: str | None = None, template: str | None = None) -> None:
         """A copy of `template` takes about 30 ms; nobody may be connected to it meanwhile."""
@@ -173,7 +188,7 @@ class PostgresServer:
             # The other account must be able to walk through, not to look around.
             self._root.chmod(0o711)
         password_file = self.socket_directory / "password"
-        password_file.write_text(self._password)
+        password_file.write_text(self._passwords[SUPERUSER])
         if self._account:
             os.chown(password_file, *self._account)
         self._run(

@@ -1,5 +1,6 @@
 """Child processes and private directories that never outlive this process, however it ends."""
 
+import atexit
 import json
 import os
 import shutil
@@ -35,10 +36,18 @@ class _Guardian:
             if self._process is None or self._owner != os.getpid():
                 self._process = self._start()
                 self._owner = os.getpid()
+                atexit.register(self.dismiss)
             orders = self._process.stdin
             assert orders is not None
             orders.write(json.dumps(order).encode() + b"\n")
             orders.flush()
+
+    def dismiss(self) -> None:
+        """Let it do what is left to do, and wait for it."""
+        with self._lock:
+            if self._process is not None and self._owner == os.getpid():
+                self._process.communicate()
+                self._process = None
 
     @staticmethod
     def _start() -> subprocess.Popen[bytes]:

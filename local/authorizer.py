@@ -1,0 +1,120 @@
+"""The JWT authorizer of an HTTP API: lets a request in, or says why not, by the rules AWS documents for it."""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import httpx
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
+
+from local.issuer import DISCOVERY_PATH
+from local.template import Authorizer
+
+# "API Gateway can cache public keys for two hours" (controlling access to HTTP APIs with JWT authorizers).
+KEYS_SECONDS = 2 * 60 * 60
+ALGORITHMS = ["RS256", "RS384", "RS512"]
+
+
+class Refused(Exception):
+    """401 with no or a bad token, 403 without any of the route's scopes."""
+
+    def __init__(self, status: int, *, challenge: str) -> None:
+        super().__init__(challenge)
+        self.status = status
+        self.challenge = challenge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    claims: Mapping[str, Any]
+    scopes: tuple[str, ...] | None
+    """Those of the token; None when the route asks for none."""
+
+
+class TokenCheck:
+    """Checks tokens against the issuers' published keys, which it fetches once and keeps."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, tuple[float, KeySet]] = {}
+        self._fetching = asyncio.Lock()
+
+    async def admit(self, authorization: str | None, *, authorizer: Authorizer, scopes: tuple[str, ...]) -> Admitted:
+        """Raises Refused."""
+        if not authorization:
+            raise Refused(401, challenge="Bearer")
+        token = authorization[7:] if authorization[:7].lower() == "bearer " else authorization
+        claims = await self._verified_claims(token, issuer=authorizer.issuer)
+        _check_claims(claims, authorizer)
+        held = _scopes(claims)
+        if scopes and not set(scopes) & set(held):
+            challenge = (
+                f'Bearer scope="{" ".join(scopes)}" error="insufficient_scope" error_description="missing scope"'
+            )
+            raise Refused(403, challenge=challenge)
+        return Admitted(claims=claims, scopes=held if scopes else None)
+
+    async def _verified_claims(self, token: str, *, issuer: str) -> dict[str, Any]:
+        keys = await self._issuer_keys(issuer)
+        try:
+            key_id = jws.extract_compact(token.encode()).headers().get("kid")
+            # The library would take any key of the set for a token that names none; API Gateway wants one named.
+            if key_id not in {key.kid for key in keys.keys}:
+                raise _invalid("the token names no key of the issuer")
+            payload: Any = json.loads(jws.deserialize_compact(token, keys, algorithms=ALGORITHMS).payload)
+        except (JoseError, ValueError) as error:
+            raise _invalid("the token cannot be verified") from error
+        if not isinstance(payload, dict):
+            raise _invalid("the token holds no claims")
+        return cast("dict[str, Any]", payload)
+
+    async def _issuer_keys(self, issuer: str) -> KeySet:
+        async with self._fetching:
+            fetched_at, keys = self._keys.get(issuer, (float("-inf"), None))
+            if keys is None or time.monotonic() - fetched_at > KEYS_SECONDS:
+                keys = await _fetch_keys(issuer)
+                self._keys[issuer] = (time.monotonic(), keys)
+            return keys
+
+
+async def _fetch_keys(issuer: str) -> KeySet:
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+            discovery = (await client.get(issuer.rstrip("/") + DISCOVERY_PATH)).raise_for_status().json()
+            keys = (await client.get(discovery["jwks_uri"])).raise_for_status().json()
+        return KeySet.import_key_set({"keys": [key for key in keys["keys"] if key["kty"] == "RSA"]})
+    except (httpx.HTTPError, JoseError, ValueError, KeyError) as error:
+        raise _invalid("the issuer's keys cannot be fetched") from error
+
+
+def _check_claims(claims: Mapping[str, Any], authorizer: Authorizer) -> None:
+    now = time.time()
+    if claims.get("iss") != authorizer.issuer:
+        raise _invalid("the token has another issuer")
+    # client_id counts only for tokens without an audience.
+    audience: Any = claims["aud"] if "aud" in claims else claims.get("client_id")
+    audiences = cast("list[Any]", audience) if isinstance(audience, list) else [audience]
+    if not any(wanted in audiences for wanted in authorizer.audience):
+        raise _invalid("the token does not have a valid audience")
+    if not (_is_time(claims.get("exp")) and now < claims["exp"]):
+        raise _invalid("the token has expired")
+    for name in ("nbf", "iat"):
+        if name in claims and not (_is_time(claims[name]) and claims[name] <= now):
+            raise _invalid("the token is not valid yet")
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _scopes(claims: Mapping[str, Any]) -> tuple[str, ...]:
+    value = claims.get("scope", claims.get("scp", ""))
+    return tuple(value.split() if isinstance(value, str) else map(str, value))
+
+
+def _invalid(description: str) -> Refused:
+    return Refused(401, challenge=f'Bearer scope="" error="invalid_token" error_description="{description}"')

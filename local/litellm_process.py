@@ -1,0 +1,60 @@
+"""The LiteLLM stand-in as a process that can be stopped and started again without forgetting its keys."""
+
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from local.errors import StartFailed
+from local.processes import Child, base_environment, free_port, spawn
+
+CHECKOUT = Path(__file__).parent.parent
+START_SECONDS = 30.0
+
+
+class LiteLLMProcess:
+    """Starts at once; `wait_until_ready` waits for it."""
+
+    def __init__(self, *, master_key: str, state_path: Path, log_path: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_path = log_path
+        self._command = [
+            *(sys.executable, "-m", "local.litellm", "--port", str(self.port)),
+            *("--master-key", master_key, "--state", str(state_path)),
+        ]
+        self._process = self._spawn()
+
+    def wait_until_ready(self) -> None:
+        """Raises StartFailed."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.exit_code() is not None:
+                raise StartFailed(f"the LiteLLM stand-in ended while starting: see {self.log_path}")
+            try:
+                if httpx.get(self.url + "/health/liveliness", trust_env=False, timeout=1).is_success:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.02)
+        raise StartFailed(f"the LiteLLM stand-in was not ready within {START_SECONDS:.0f} s: see {self.log_path}")
+
+    def start(self) -> None:
+        """Returns when it takes calls; nothing happens when it already runs."""
+        if self._process.exit_code() is not None:
+            self._process = self._spawn()
+        self.wait_until_ready()
+
+    def stop(self) -> None:
+        self._process.end()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def _spawn(self) -> Child:
+        with self.log_path.open("ab") as log:
+            return spawn(self._command, environment=base_environment(), output=log, directory=CHECKOUT)

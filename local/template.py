@@ -1,0 +1,276 @@
+"""Reads the SAM template: which functions there are, how they are configured, and which requests reach them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from local.errors import StartFailed
+from local.intrinsics import Attributes, Node, Resolver, as_mapping, as_text, read_yaml
+
+LAMBDA_TIMEOUT_SECONDS = 3
+LAMBDA_MEMORY_MEGABYTES = 128
+IMPLICIT_API = "ServerlessHttpApi"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function:
+    name: str
+    """The logical id in the template."""
+    handler: str
+    code: Path
+    layers: tuple[Path, ...]
+    timeout_seconds: float
+    memory_megabytes: int
+    runtime: str
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Authorizer:
+    """A JWT authorizer: who issues the tokens, and for whom."""
+
+    issuer: str
+    audience: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    method: str
+    """Upper case; ANY for all."""
+    path: str
+    function: str
+    authorizer: Authorizer | None
+    scopes: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """As requestContext.routeKey has it."""
+        return f"{self.method} {self.path}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cors:
+    """A list that is empty adds no header."""
+
+    origins: tuple[str, ...]
+    methods: tuple[str, ...]
+    headers: tuple[str, ...]
+    exposed_headers: tuple[str, ...]
+    allow_credentials: bool
+    max_age_seconds: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Application:
+    """The part of a template that the local stack runs."""
+
+    functions: Mapping[str, Function]
+    routes: tuple[Route, ...]
+    cors: Cors | None
+
+
+class Template:
+    """A template file whose parameters still want their values."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._document = read_yaml(path.read_text())
+        except FileNotFoundError as error:
+            raise StartFailed(f"there is no template at {path}") from error
+        self._root = path.parent
+        self._parameters = as_mapping(self._document.get("Parameters"))
+        self._resources = as_mapping(self._document.get("Resources"))
+        self._globals = as_mapping(self._document.get("Globals"))
+
+    @property
+    def parameter_names(self) -> frozenset[str]:
+        return frozenset(self._parameters)
+
+    @property
+    def required_parameters(self) -> frozenset[str]:
+        """Those without a default."""
+        return frozenset(name for name, entry in self._parameters.items() if "Default" not in entry)
+
+    def resources_of_type(self, kind: str) -> tuple[str, ...]:
+        return tuple(name for name, resource in self._resources.items() if resource["Type"] == kind)
+
+    def resolve(
+        self,
+        *,
+        parameters: Mapping[str, str],
+        references: Mapping[str, Node] | None = None,
+        attributes: Attributes | None = None,
+    ) -> Application:
+        """The application with these parameters; defaults for the others.
+
+        `references` and `attributes` are what !Ref and !GetAtt give for resources and pseudo parameters. Raises
+        StartFailed, in one line, for an unknown parameter, one without a value or one that its constraints refuse.
+        """
+        resolver = Resolver(
+            references={**(references or {}), **self._parameter_values(parameters)},
+            attributes=attributes or {},
+            conditions=as_mapping(self._document.get("Conditions")),
+            mappings=as_mapping(self._document.get("Mappings")),
+        )
+        apis = self._apis(resolver)
+        functions: dict[str, Function] = {}
+        routes: list[Route] = []
+        for name, resource in self._resources.items():
+            if resource["Type"] != "AWS::Serverless::Function":
+                continue
+            if "Condition" in resource and not resolver.holds(resource["Condition"]):
+                continue
+            properties = resource["Properties"]
+            functions[name] = self._function(name, properties, resolver)
+            routes += _routes(name, properties, apis=apis, resolver=resolver)
+        cors = next((api.cors for api in apis.values() if api.cors), None)
+        return Application(functions=functions, routes=tuple(routes), cors=cors)
+
+    def _parameter_values(self, given: Mapping[str, str]) -> dict[str, Node]:
+        if unknown := sorted(set(given) - set(self._parameters)):
+            raise StartFailed(f"the template has no parameter {', '.join(unknown)}")
+        return {
+            name: _checked_parameter(name, given.get(name, entry.get("Default")), entry)
+            for name, entry in self._parameters.items()
+        }
+
+    def _apis(self, resolver: Resolver) -> dict[str, "_Api"]:
+        shared = as_mapping(self._globals.get("HttpApi"))
+        apis = {IMPLICIT_API: _api(shared, resolver)}
+        for name in self.resources_of_type("AWS::Serverless::HttpApi"):
+            apis[name] = _api({**shared, **as_mapping(self._resources[name].get("Properties"))}, resolver)
+        return apis
+
+    def _function(self, name: str, own: dict[str, Node], resolver: Resolver) -> Function:
+        shared = as_mapping(self._globals.get("Function"))
+        properties = {**shared, **own}
+        variables = {**_variables(shared), **_variables(own)}
+        environment: dict[str, Node] = resolver.value(variables)
+        return Function(
+            name=name,
+            handler=str(properties["Handler"]),
+            code=self._root / str(properties["CodeUri"]),
+            layers=self._layers(properties.get("Layers") or []),
+            timeout_seconds=float(resolver.value(properties.get("Timeout", LAMBDA_TIMEOUT_SECONDS))),
+            memory_megabytes=int(resolver.value(properties.get("MemorySize", LAMBDA_MEMORY_MEGABYTES))),
+            runtime=str(properties.get("Runtime", "")),
+            environment={key: as_text(value) for key, value in environment.items()},
+        )
+
+    def _layers(self, references: list[dict[str, str]]) -> tuple[Path, ...]:
+        """The directories of the layers that this template builds; layers of others have no directory here."""
+        names = [reference["Ref"] for reference in references if "Ref" in reference]
+        return tuple(
+            self._root / str(self._resources[name]["Properties"]["ContentUri"])
+            for name in names
+            if name in self._resources
+        )
+
+
+@dataclass(frozen=True)
+class _Api:
+    authorizers: Mapping[str, Authorizer]
+    default_authorizer: str | None
+    cors: Cors | None
+
+
+def _api(properties: Mapping[str, Node], resolver: Resolver) -> _Api:
+    auth = as_mapping(properties.get("Auth"))
+    authorizers: dict[str, Authorizer] = {}
+    for name, entry in as_mapping(auth.get("Authorizers")).items():
+        settings = resolver.value(entry.get("JwtConfiguration"))
+        if settings is None:
+            raise StartFailed(f"the local stack only knows JWT authorizers, and {name} is none")
+        authorizers[name] = Authorizer(issuer=settings["issuer"], audience=_texts(settings["audience"]))
+    cors = properties.get("CorsConfiguration")
+    return _Api(
+        authorizers=authorizers,
+        default_authorizer=auth.get("DefaultAuthorizer"),
+        cors=_cors(as_mapping(resolver.value(cors))) if isinstance(cors, dict) else None,
+    )
+
+
+def _cors(entry: Mapping[str, Node]) -> Cors:
+    return Cors(
+        origins=_texts(entry.get("AllowOrigins")),
+        methods=_texts(entry.get("AllowMethods")),
+        headers=_texts(entry.get("AllowHeaders")),
+        exposed_headers=_texts(entry.get("ExposeHeaders")),
+        allow_credentials=as_text(entry.get("AllowCredentials", False)) == "true",
+        max_age_seconds=int(entry["MaxAge"]) if "MaxAge" in entry else None,
+    )
+
+
+def _routes(
+    function: str, properties: Mapping[str, Node], *, apis: Mapping[str, _Api], resolver: Resolver
+) -> list[Route]:
+    routes: list[Route] = []
+    for event in as_mapping(properties.get("Events")).values():
+        if event["Type"] != "HttpApi":
+            continue
+        wanted = as_mapping(event["Properties"])
+        api = apis[(wanted.get("ApiId") or {"Ref": IMPLICIT_API})["Ref"]]
+        auth = as_mapping(wanted.get("Auth"))
+        name = auth.get("Authorizer", api.default_authorizer)
+        if name not in {None, "NONE", *api.authorizers}:
+            raise StartFailed(f"{function} wants the authorizer {name}, which the API does not have")
+        routes.append(
+            Route(
+                method=str(wanted["Method"]).upper(),
+                path=str(wanted["Path"]),
+                function=function,
+                authorizer=api.authorizers.get(name) if name else None,
+                scopes=_texts(resolver.value(auth.get("AuthorizationScopes"))),
+            )
+        )
+    return routes
+
+
+def _variables(properties: Mapping[str, Node]) -> dict[str, Node]:
+    return as_mapping(as_mapping(properties.get("Environment")).get("Variables"))
+
+
+def _texts(value: Node) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    parts = cast("list[Node]", value) if isinstance(value, list) else [value]
+    return tuple(map(as_text, parts))
+
+
+def _checked_parameter(name: str, given: Node, entry: Mapping[str, Node]) -> Node:
+    if given is None:
+        raise StartFailed(f"the parameter {name} has no default and was given no value")
+    text = as_text(given)
+    kind = str(entry["Type"])
+    is_list = kind == "CommaDelimitedList" or kind.startswith("List<")
+    for part in text.split(",") if is_list else [text]:
+        if refusal := _refusal(part, entry):
+            because = entry.get("ConstraintDescription")
+            raise StartFailed(f"the parameter {name} cannot be {part!r}: {because or refusal}")
+    if is_list:
+        return [part.strip() for part in text.split(",")]
+    return text
+
+
+def _refusal(text: str, entry: Mapping[str, Node]) -> str | None:
+    """Why CloudFormation would refuse the text; None when it would not."""
+    if "AllowedValues" in entry and text not in (allowed := [as_text(value) for value in entry["AllowedValues"]]):
+        return f"it must be one of {', '.join(allowed)}"
+    if "AllowedPattern" in entry and not re.fullmatch(entry["AllowedPattern"], text):
+        return f"it must match {entry['AllowedPattern']}"
+    if len(text) < int(entry.get("MinLength", 0)):
+        return f"it must have at least {entry['MinLength']} characters"
+    if "MaxLength" in entry and len(text) > int(entry["MaxLength"]):
+        return f"it must have at most {entry['MaxLength']} characters"
+    if entry["Type"] == "Number":
+        try:
+            number = float(text)
+        except ValueError:
+            return "it must be a number"
+        if "MinValue" in entry and number < float(entry["MinValue"]):
+            return f"it must be at least {entry['MinValue']}"
+        if "MaxValue" in entry and number > float(entry["MaxValue"]):
+            return f"it must be at most {entry['MaxValue']}"
+    return None

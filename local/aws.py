@@ -2,9 +2,7 @@
 
 import json
 import signal
-import socket
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +10,11 @@ from typing import Any, Self
 
 import httpx
 
-from local.errors import StartFailed
-from local.processes import base_environment, free_port, private_directory, remove_directory, spawn
+from local.loopback import NO_TLS, free_port, wait_for_port
+from local.processes import base_environment, private_directory, remove_directory, spawn
 
 REGION = "eu-central-1"
 ACCOUNT_ID = "123456789012"
-START_SECONDS = 30.0
 CHECKOUT = Path(__file__).parent.parent
 
 # What every AWS client needs; moto accepts any credentials.
@@ -39,6 +36,7 @@ class AwsServer:
         self.log_path = log_path or self._root / "aws.log"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self._client = httpx.Client(base_url=self.url, trust_env=False, verify=NO_TLS, timeout=10)
         with self.log_path.open("ab") as log:
             self._process = spawn(
                 [sys.executable, "-m", "local.aws_server", "--port", str(self.port)],
@@ -103,12 +101,13 @@ class AwsServer:
         # A frozen process would never see the request to end.
         self.thaw()
         self._process.end()
+        self._client.close()
         remove_directory(self._root)
 
     def _call(self, service: str, target: str, **parameters: object) -> dict[str, Any]:
         """One request of AWS's JSON protocol. boto3 would take longer to import than this whole module needs."""
-        answer = httpx.post(
-            self.url,
+        answer = self._client.post(
+            "/",
             json=parameters,
             headers={
                 "content-type": "application/x-amz-json-1.1",
@@ -116,22 +115,12 @@ class AwsServer:
                 # moto reads service and region from the credential's scope and checks nothing else.
                 "authorization": f"AWS4-HMAC-SHA256 Credential=local/20200101/{REGION}/{service}/aws4_request",
             },
-            trust_env=False,
-            timeout=10,
         )
         answer.raise_for_status()
         return answer.json() or {}
 
     def _wait_for_door(self, *, is_open: bool) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self._process.exit_code() is not None:
-                raise StartFailed(f"moto ended while starting: see {self.log_path}")
-            with socket.socket() as probe:
-                if (probe.connect_ex(("127.0.0.1", self.port)) == 0) == is_open:
-                    return
-            time.sleep(0.01)
-        raise StartFailed(f"moto did not {'open' if is_open else 'close'} its port within {START_SECONDS:.0f} s")
+        wait_for_port(self.port, owner=self._process, name="moto", log_path=self.log_path, is_open=is_open)
 
 
 def _key_id(arn: str) -> str:

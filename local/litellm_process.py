@@ -1,16 +1,12 @@
 """The LiteLLM stand-in as a process that can be stopped and started again without forgetting its keys."""
 
 import sys
-import time
 from pathlib import Path
 
-import httpx
-
-from local.errors import StartFailed
-from local.processes import Child, base_environment, free_port, spawn
+from local.loopback import free_port, wait_for_port
+from local.processes import Child, base_environment, spawn
 
 CHECKOUT = Path(__file__).parent.parent
-START_SECONDS = 30.0
 
 
 class LiteLLMProcess:
@@ -28,16 +24,7 @@ class LiteLLMProcess:
 
     def wait_until_ready(self) -> None:
         """Raises StartFailed."""
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self._process.exit_code() is not None:
-                raise StartFailed(f"the LiteLLM stand-in ended while starting: see {self.log_path}")
-            try:
-                if httpx.get(self.url + "/health/liveliness", trust_env=False, timeout=1).is_success:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.02)
-        raise StartFailed(f"the LiteLLM stand-in was not ready within {START_SECONDS:.0f} s: see {self.log_path}")
+        wait_for_port(self.port, owner=self._process, name="the LiteLLM stand-in", log_path=self.log_path)
 
     def start(self) -> None:
         """Returns when it takes calls; nothing happens when it already runs."""

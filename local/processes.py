@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -169,14 +168,6 @@ def private_directory(*, name: str) -> Path:
 
 def remove_directory(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
-
-
-def free_port() -> int:
-    """A loopback port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def base_environment() -> dict[str, str]:

@@ -1,15 +1,12 @@
 """One thread with an event loop that serves the stack's ASGI applications on loopback."""
 
 import asyncio
-import errno
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 import uvicorn
-
-from local.errors import StartFailed
 
 type Scope = MutableMapping[str, Any]
 type Message = MutableMapping[str, Any]
@@ -18,29 +15,6 @@ type Send = Callable[[Message], Awaitable[None]]
 type AsgiApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 STOP_SECONDS = 5.0
-
-
-def listen(port: int = 0) -> socket.socket:
-    """A listening loopback socket; port 0 takes a free one. Raises StartFailed when the port is taken."""
-    # asyncio turns Nagle's algorithm off only for sockets that name their protocol: without it an answer takes 40 ms more.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", port))
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise StartFailed(
-                f"port {port} is taken: end the program that listens there, or choose another port"
-            ) from error
-        raise StartFailed(f"port {port} cannot be used: {error.strerror}") from error
-    return listener
-
-
-def port_of(listener: socket.socket) -> int:
-    port: int = listener.getsockname()[1]
-    return port
 
 
 async def read_body(receive: Receive, *, limit: int | None = None) -> bytes | None:

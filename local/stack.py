@@ -14,11 +14,12 @@ from local.errors import StartFailed
 from local.gateway import Gateway
 from local.issuer import KEY_ID, Issuer
 from local.litellm_process import LiteLLMProcess
+from local.loopback import listen, port_of
 from local.postgres import PostgresServer
 from local.processes import end_all, private_directory, remove_directory
 from local.roles import APP, MIGRATOR, create_roles
 from local.runtime_api import RuntimeApi
-from local.serving import ServerThread, listen, port_of
+from local.serving import ServerThread
 from local.template import Application, Template
 from local.workers import InvocationFailed, WorkerPool
 

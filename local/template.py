@@ -79,7 +79,7 @@ class Template:
             self._document = read_yaml(path.read_text())
         except FileNotFoundError as error:
             raise StartFailed(f"there is no template at {path}") from error
-        self._root = path.parent
+        self._root = path.resolve().parent
         self._parameters = as_mapping(self._document.get("Parameters"))
         self._resources = as_mapping(self._document.get("Resources"))
         self._globals = as_mapping(self._document.get("Globals"))

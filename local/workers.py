@@ -15,9 +15,9 @@ from signal import SIGKILL, Signals
 from typing import Any
 
 from local.aws import ACCOUNT_ID, CREDENTIALS, REGION
+from local.loopback import port_of
 from local.processes import Child, base_environment, spawn
 from local.runtime_api import Assignment, RuntimeApi
-from local.serving import port_of
 from local.template import Function
 
 # Lambda cuts an initialisation after this and repeats it within the function's timeout: together as long as both.

@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.architecture.translation import ROOT
 
 PACKAGE = ROOT / "layers/shared/keyservice"
+HANDLERS = sorted((ROOT / "functions").glob("*.py"))
 
 
 def environment_readers(files: list[Path]) -> list[str]:
@@ -25,6 +26,19 @@ def environment_readers(files: list[Path]) -> list[str]:
     return sorted(readers)
 
 
+def imported_modules(file: Path) -> set[str]:
+    """Every module the file imports, `from package import module` as package.module where that is one."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "keyservice":
+            modules |= {f"keyservice.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(node.module or ".")
+    return modules
+
+
 def test_the_import_contracts_hold() -> None:
     contracts = subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
@@ -39,4 +53,20 @@ def test_the_import_contracts_hold() -> None:
 
 
 def test_only_wiring_reads_the_environment() -> None:
-    assert environment_readers([*PACKAGE.rglob("*.py"), *(ROOT / "functions").glob("*.py")]) == ["wiring"]
+    assert environment_readers([*PACKAGE.rglob("*.py"), *HANDLERS]) == ["wiring"]
+
+
+def test_handlers_know_endpoint_wiring_models_and_nothing_else_of_ours() -> None:
+    known = {"keyservice.endpoint", "keyservice.models", "keyservice.wiring"}
+    foreign = {
+        file.stem: imported
+        for file in HANDLERS
+        if (
+            imported := {
+                m for m in imported_modules(file) - known if m.partition(".")[0] not in sys.stdlib_module_names
+            }
+        )
+    }
+
+    assert HANDLERS
+    assert foreign == {}

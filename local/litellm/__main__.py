@@ -7,7 +7,7 @@ import sys
 
 import uvicorn
 
-from local.litellm.completions import PRICES
+from local.litellm.completions import KNOWN_MODELS
 from local.litellm.server import application
 
 # LiteLLM closes idle connections after 5.0 s; a client that keeps them longer must see the same here.
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.litellm", description="A stand-in for a LiteLLM proxy.")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one; the ready line names it")
     parser.add_argument("--master-key", default=os.environ.get("LITELLM_MASTER_KEY"), help="or LITELLM_MASTER_KEY")
-    parser.add_argument("--models", nargs="+", default=list(PRICES))
+    parser.add_argument("--models", nargs="+", default=list(KNOWN_MODELS))
     parser.add_argument("--state", help="a file that keeps keys and users across restarts")
     arguments = parser.parse_args()
     if not arguments.master_key:

@@ -4,6 +4,7 @@ import hashlib
 import time
 import uuid
 from collections import defaultdict, deque
+from dataclasses import dataclass
 from typing import Any
 
 from local.litellm.access import Call
@@ -14,13 +15,29 @@ from local.litellm.tables import Tables
 COMPLETION_TOKENS = 20
 RATE_WINDOW_SECONDS = 60
 
-# Dollars per token, in and out.
-PRICES = {
-    "gpt-4o": (2.5e-6, 1e-5),
-    "gpt-4o-mini": (1.5e-7, 6e-7),
-    "claude-sonnet": (3e-6, 1.5e-5),
+
+@dataclass(frozen=True)
+class Model:
+    """What LiteLLM knows of a model it offers: where it sends requests, and dollars per token."""
+
+    target: str
+    price_in: float
+    price_out: float
+
+    @property
+    def provider(self) -> str:
+        return self.target.partition("/")[0]
+
+
+KNOWN_MODELS = {
+    "gpt-4o": Model("openai/gpt-4o", 2.5e-6, 1e-5),
+    "gpt-4o-mini": Model("openai/gpt-4o-mini", 1.5e-7, 6e-7),
+    "claude-sonnet": Model("anthropic/claude-sonnet-4-5", 3e-6, 1.5e-5),
 }
-OTHER_PRICE = PRICES["gpt-4o"]
+
+
+def model_of(name: str) -> Model:
+    return KNOWN_MODELS.get(name) or Model(f"openai/{name}", 2.5e-6, 1e-5)
 
 
 class ModelRoutes:
@@ -46,8 +63,8 @@ class ModelRoutes:
         prompt_tokens = 7 + len(str(body.get("messages")).split())
         row = self._tables.keys.get(call.key["token"]) if call.key else None
         if row is not None:
-            price_in, price_out = PRICES.get(str(model), OTHER_PRICE)
-            spend = row["spend"] + prompt_tokens * price_in + COMPLETION_TOKENS * price_out
+            price = model_of(str(model))
+            spend = row["spend"] + prompt_tokens * price.price_in + COMPLETION_TOKENS * price.price_out
             self._tables.save_key(row | {"spend": spend, "last_active": now().isoformat()})
         message = {"role": "assistant", "content": f"mock answer from {model}"}
         return {
@@ -87,16 +104,17 @@ class ModelRoutes:
         moments.append(time.monotonic())
 
 
-def _model_info(model: str) -> Row:
-    price_in, price_out = PRICES.get(model, OTHER_PRICE)
+def _model_info(name: str) -> Row:
+    model = model_of(name)
     return {
-        "model_name": model,
-        "litellm_params": {"model": f"openai/{model}"},
+        "model_name": name,
+        "litellm_params": {"model": model.target},
         "model_info": {
-            "id": hashlib.sha256(model.encode()).hexdigest(),
-            "key": model,
+            "id": hashlib.sha256(name.encode()).hexdigest(),
+            "key": name,
             "mode": "chat",
-            "input_cost_per_token": price_in,
-            "output_cost_per_token": price_out,
+            "litellm_provider": model.provider,
+            "input_cost_per_token": model.price_in,
+            "output_cost_per_token": model.price_out,
         },
     }

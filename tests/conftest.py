@@ -1,0 +1,3 @@
+"""Fixtures every test may ask for; nothing starts before one does."""
+
+pytest_plugins = ["tests.support.fixtures"]

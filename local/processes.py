@@ -55,7 +55,7 @@ class _Guardian:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             cwd="/",
-            env={},
+            env=base_environment(),
             start_new_session=True,
         )
 

@@ -15,6 +15,9 @@ export LITELLM_HARNESS ?= ../shared/litellm
 # `make test TESTS=tests/unit` runs a part, without the coverage gate.
 TESTS ?=
 
+# The LiteLLM of a person's shell must not slip into tests that start the stand-in.
+ON_STAND_IN := env -u LITELLM_URL -u LITELLM_MASTER_KEY
+
 .PHONY: help demo dev test check contract build lock clean
 
 help: ## this list
@@ -26,15 +29,12 @@ demo: .venv/ready ## walk through a key's life on this machine, printing each re
 dev: .venv/ready ## keep the local stack up; prints its URL, a token and calls to copy
 	@$(PYTHON) -m local.dev
 
-# The real LiteLLM of a developer's shell must not slip into the tests: they start the stand-in.
-test: export LITELLM_URL :=
-test: export LITELLM_MASTER_KEY :=
 test: .venv/ready ## all tests, with the coverage gate
 ifneq ($(TESTS),)
-	@$(PYTHON) -m pytest $(TESTS)
+	@$(ON_STAND_IN) $(PYTHON) -m pytest $(TESTS)
 else
 	@$(PYTHON) -m coverage erase
-	@$(PYTHON) -m coverage run -m pytest
+	@$(ON_STAND_IN) $(PYTHON) -m coverage run -m pytest
 	@$(PYTHON) -m coverage combine --quiet
 	@$(PYTHON) -m coverage report
 endif
@@ -49,7 +49,7 @@ check: .venv/ready ## formatter, linters, types, import contracts, template
 
 contract: .venv/ready ## the LiteLLM contract suite, on the stand-in and on a real LiteLLM
 	@echo "== the stand-in"
-	@env -u LITELLM_URL -u LITELLM_MASTER_KEY $(PYTHON) -m pytest tests/contract
+	@$(ON_STAND_IN) $(PYTHON) -m pytest tests/contract
 	@echo "== a real LiteLLM"
 	@.ci/with-litellm $(PYTHON) -m pytest tests/contract
 

@@ -14,6 +14,8 @@ SAM := $(CURDIR)/.tools/sam/bin/sam
 export LITELLM_HARNESS ?= ../shared/litellm
 # `make test TESTS=tests/unit` runs a part, without the coverage gate.
 TESTS ?=
+# `make dev ARGS="--port 9000"`
+ARGS ?=
 
 # The LiteLLM of a person's shell must not slip into tests that start the stand-in.
 ON_STAND_IN := env -u LITELLM_URL -u LITELLM_MASTER_KEY
@@ -24,10 +26,10 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/ready ## walk through a key's life on this machine, printing each request and answer
-	@$(PYTHON) -m local.demo
+	@$(PYTHON) -m local.demo $(ARGS)
 
 dev: .venv/ready ## keep the local stack up; prints its URL, a token and calls to copy
-	@$(PYTHON) -m local.dev
+	@$(PYTHON) -m local.dev $(ARGS)
 
 test: .venv/ready ## all tests, with the coverage gate
 ifneq ($(TESTS),)

@@ -1,0 +1,295 @@
+"""Creating a key: the rules, and the order in which PostgreSQL and LiteLLM are told.
+
+T1 writes what is going to happen, LiteLLM does it, T2 writes that it happened together with the audit record. Whatever
+dies in between leaves an operation that anybody can finish or undo.
+"""
+
+import uuid
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from keyservice import creation_store as store
+from keyservice import journal
+from keyservice.database import Database
+from keyservice.decoding import invalid
+from keyservice.derivation import DerivedSecret, KeyDeriver, new_nonce
+from keyservice.errors import (
+    Forbidden,
+    GatewayRefused,
+    GatewayUnavailable,
+    InvalidRequest,
+    NotFound,
+    OperationPending,
+    OperationSuperseded,
+    OutcomeUnknown,
+    ServiceError,
+    Unavailable,
+    Violation,
+)
+from keyservice.litellm import LiteLLM
+from keyservice.model_catalog import ModelCatalog
+from keyservice.models import Caller, Deadline, IssuedKey, ModelDetails, NewApiKey, PendingCreate, or_unset, timestamp
+
+
+class CreateRules(msgspec.Struct, frozen=True, kw_only=True):
+    """The stack's choices; `lease_seconds` an operation is ours, `drain_seconds` a lost request may still come true."""
+
+    model_access: Literal["subscription", "any"]
+    max_active_keys: int
+    lease_seconds: float
+    drain_seconds: float
+
+
+class KeyCreation:
+    def __init__(self, *, database: Database, litellm: LiteLLM, deriver: KeyDeriver, rules: CreateRules) -> None:
+        self._database = database
+        self._litellm = litellm
+        self._catalog = ModelCatalog(litellm)
+        self._deriver = deriver
+        self._rules = rules
+
+    def create(self, caller: Caller, wanted: NewApiKey, *, deadline: Deadline) -> IssuedKey:
+        """A key that LiteLLM accepts, with its secret, shown this once.
+
+        Raises InvalidRequest with every rule it breaks, NotFound for a subscription that is not the caller's,
+        Forbidden for an inactive caller, and OperationPending when LiteLLM cannot confirm: then no key was issued and
+        the service itself clears up what may have been made.
+        """
+        require_consistent(wanted)
+        gateway_models = self._gateway_models(wanted, deadline=deadline)
+        api_key_id = uuid.uuid4()
+        nonce = new_nonce()
+        derived = self._deriver.derive(api_key_id, nonce=nonce)
+        pending = self._begin(
+            caller,
+            wanted,
+            api_key_id=api_key_id,
+            token=store.NewToken(
+                hash=derived.token_hash, nonce=nonce, mac_key_arn=self._deriver.mac_key_arn, prefix=derived.prefix
+            ),
+            gateway_models=gateway_models,
+        )
+        self._make_in_gateway(pending, derived, deadline=deadline)
+        created = store.finish_create(self._database, pending)
+        if created.state == "done":
+            return _issued(pending, derived)
+        if created.state == "pending" and created.phase == "undo":
+            self._undo(pending, created.reason or "undone", deadline=deadline)
+            raise _undone(created.reason)
+        if created.state == "pending":
+            raise OperationPending
+        raise OperationSuperseded("The key was deleted while it was being created. No key was issued.")
+
+    def _gateway_models(self, wanted: NewApiKey, *, deadline: Deadline) -> Sequence[ModelDetails]:
+        if self._rules.model_access == "subscription" or not wanted.model_ids:
+            return ()
+        return self._catalog.find(wanted.model_ids, deadline=deadline)
+
+    def _begin(
+        self,
+        caller: Caller,
+        wanted: NewApiKey,
+        *,
+        api_key_id: uuid.UUID,
+        token: store.NewToken,
+        gateway_models: Sequence[ModelDetails],
+    ) -> PendingCreate:
+        operation_id = uuid.uuid4()
+
+        def begin() -> PendingCreate | list[store.RuleViolation]:
+            return store.begin_create(
+                self._database,
+                caller,
+                wanted,
+                operation_id=operation_id,
+                api_key_id=api_key_id,
+                token=token,
+                model_access=self._rules.model_access,
+                gateway_models=gateway_models,
+                max_active_keys=self._rules.max_active_keys,
+                lease_seconds=self._rules.lease_seconds,
+                drain_seconds=self._rules.drain_seconds,
+            )
+
+        try:
+            begun = begin()
+        except OutcomeUnknown:
+            # The same ids again: a first try that did commit is found by them, never doubled.
+            begun = store.read_create(self._database, operation_id, token_hash=token.hash) or begin()
+        if isinstance(begun, list):
+            raise _refusal(begun, model_access=self._rules.model_access)
+        return begun
+
+    def _make_in_gateway(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
+        try:
+            if not pending.user.is_known:
+                self._litellm.ensure_user(pending.user, deadline=deadline)
+        except Unavailable as trouble:
+            self._release(pending, trouble, may_still_happen=False)
+            raise OperationPending from trouble
+        try:
+            self._litellm.generate(
+                derived.secret,
+                alias=pending.alias,
+                mark=pending.mark,
+                api_key_id=pending.api_key_id,
+                user_id=pending.user.id,
+                settings=pending.settings,
+                remaining_seconds=pending.remaining_seconds,
+                token_hash=pending.token_hash,
+                deadline=deadline,
+            )
+        except GatewayRefused as refused:
+            self._give_up_refused(pending, refused, deadline=deadline)
+            raise
+        except Unavailable as trouble:
+            self._release(pending, trouble, may_still_happen=_may_still_happen(trouble))
+            raise OperationPending from trouble
+
+    def _give_up_refused(self, pending: PendingCreate, refused: GatewayRefused, *, deadline: Deadline) -> None:
+        """Ends the operation once LiteLLM confirms that it made no key."""
+        try:
+            is_absent = self._litellm.is_absent(pending.token_hash, deadline=deadline)
+        except Unavailable as trouble:
+            self._release(pending, trouble, may_still_happen=False)
+            raise OperationPending from trouble
+        if not is_absent:
+            self._release(pending, refused, may_still_happen=True)
+            raise OperationPending from refused
+        self._finish_undo(pending, f"refused by LiteLLM: {', '.join(refused.fields) or refused.status_answered}")
+
+    def _undo(self, pending: PendingCreate, reason: str, *, deadline: Deadline) -> None:
+        """Takes the key back as far as possible now; the operation is committed to it and is settled otherwise."""
+        try:
+            self._litellm.delete(pending.token_hash, deadline=deadline)
+            self._finish_undo(pending, reason)
+        except Unavailable as trouble:
+            self._release(pending, trouble, may_still_happen=True)
+
+    def _finish_undo(self, pending: PendingCreate, reason: str) -> None:
+        store.finish_undo(
+            self._database,
+            operation_id=pending.operation_id,
+            epoch=pending.epoch,
+            api_key_id=pending.api_key_id,
+            reason=reason,
+        )
+
+    def _release(self, pending: PendingCreate, trouble: ServiceError, *, may_still_happen: bool) -> None:
+        journal.release(
+            self._database,
+            operation_id=pending.operation_id,
+            epoch=pending.epoch,
+            error=journal.reason(trouble),
+            may_still_happen=may_still_happen,
+        )
+
+
+def require_consistent(wanted: NewApiKey) -> None:
+    """Raises InvalidRequest for what is wrong with a well-typed body before any rule of the database is asked."""
+    violations: list[Violation] = []
+    if wanted.model_ids is None and wanted.subscription_id is None:
+        violations.append(Violation("modelIds", "At least one model must be selected", "required"))
+    if wanted.model_ids is not None and wanted.subscription_id is not None:
+        violations.append(Violation("subscriptionId", "must not be given together with modelIds", "not"))
+    if wanted.model_ids is not None and len(set(wanted.model_ids)) < len(wanted.model_ids):
+        violations.append(Violation("modelIds", "must not name a model twice", "uniqueItems"))
+    violations.extend(
+        Violation(field, "must not have more than 2 decimals", "multipleOf")
+        for field, money in (("maxBudget", wanted.max_budget), ("softBudget", wanted.soft_budget))
+        if money is not None and round(money, 2) != money
+    )
+    if violations:
+        raise invalid(violations)
+
+
+def _may_still_happen(trouble: Unavailable) -> bool:
+    """A generate that was never sent (no master key, say) cannot come true."""
+    return isinstance(trouble, GatewayUnavailable) and trouble.may_still_happen
+
+
+def _issued(pending: PendingCreate, derived: DerivedSecret) -> IssuedKey:
+    expires_at = pending.settings.expires_at
+    return IssuedKey(
+        id=pending.api_key_id,
+        user_id=pending.user.id,
+        name=pending.settings.name or "",
+        key=derived.secret.reveal(),
+        key_prefix=pending.key_prefix,
+        models=pending.settings.models,
+        model_details=pending.model_details,
+        is_active=True,
+        created_at=timestamp(pending.created_at),
+        expires_at=or_unset(expires_at and timestamp(expires_at)),
+        subscription_id=or_unset(pending.subscription_id),
+        status="active",
+    )
+
+
+def _undone(reason: str | None) -> ServiceError:
+    """T2 found that the caller is no longer entitled to what T1 allowed."""
+    match reason:
+        case "inactiveUser":
+            return Forbidden("This account is not active. Ask an administrator.")
+        case "notEntitled":
+            return InvalidRequest("A subscription this key needs ended while the key was being created.")
+        case "past":
+            return invalid([Violation("expiresAt", "must be in the future", "past")])
+        case _:
+            return OperationSuperseded("The key was removed while it was being created. No key was issued.")
+
+
+def _refusal(broken: Sequence[store.RuleViolation], *, model_access: Literal["subscription", "any"]) -> ServiceError:
+    codes = {(rule.field, rule.code) for rule in broken}
+    if ("user", "inactiveUser") in codes:
+        return Forbidden("This account is not active. Ask an administrator.")
+    if ("subscriptionId", "notFound") in codes:
+        return NotFound(
+            "Subscription not found",
+            details={
+                "resource": "Subscription",
+                "suggestion": "Subscription not found. Please verify the subscription exists and is accessible",
+            },
+        )
+    violations = [Violation(rule.field, _sentence(rule, model_access=model_access), rule.code) for rule in broken]
+    return InvalidRequest(
+        "; ".join(violation.message for violation in violations),
+        violations=violations,
+        details={"field": broken[0].field, "suggestion": _suggestion(broken[0])},
+    )
+
+
+def _sentence(rule: store.RuleViolation, *, model_access: Literal["subscription", "any"]) -> str:
+    match rule.code, rule.field:
+        case "notEntitled", _ if model_access == "any":
+            return f"The following models do not exist: {', '.join(rule.bound)}"
+        case "notEntitled", _:
+            return f"You do not have active subscriptions for the following models: {', '.join(rule.bound)}"
+        case "notActive", _:
+            return f"Cannot create API key for {rule.bound} subscription"
+        case "keyLimit", _:
+            return f"Maximum {rule.bound} active API keys allowed per user"
+        case "maximum", "expiresAt":
+            return f"expiresAt: exceeds maximum expiration of {rule.bound} days"
+        case "required", _:
+            return f"expiresAt: a maximum expiration of {rule.bound} days is configured; 'Never' is not allowed"
+        case "past", _:
+            return "expiresAt: must be in the future"
+        case "tooFar", _:
+            return "expiresAt: must be within 10 years"
+        case _:
+            return f"{rule.field}: exceeds maximum {rule.bound}"
+
+
+def _suggestion(rule: store.RuleViolation) -> str:
+    match rule.code:
+        case "notEntitled":
+            return "Please ensure you have active subscriptions for all selected models"
+        case "notActive":
+            return "Subscription must be active to create API keys"
+        case "keyLimit":
+            return f"Please delete some existing API keys before creating new ones. Current limit: {rule.bound}"
+        case _:
+            return "Please check your input and try again"

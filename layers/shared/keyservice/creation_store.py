@@ -1,0 +1,487 @@
+"""The SQL of a create: T1, T2, and the end of one that did not work."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+from psycopg import errors as pg
+from psycopg.types.json import Jsonb
+
+from keyservice.database import Database, Statement
+from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, identity_conflict, repeated_once
+from keyservice.models import Caller, GatewayUser, ModelDetails, NewApiKey, PendingCreate
+
+
+class RuleViolation(msgspec.Struct, frozen=True):
+    """A rule of the database's that a create breaks; `bound` is the limit, or the models concerned."""
+
+    field: str
+    code: Literal[
+        "inactiveUser", "notFound", "notActive", "notEntitled", "maximum", "past", "tooFar", "required", "keyLimit"
+    ]
+    bound: Any = None
+
+
+class Created(msgspec.Struct, frozen=True, kw_only=True):
+    """What T2 of a create made of the operation."""
+
+    state: Literal["done", "failed", "superseded", "pending"]
+    phase: Literal["forward", "undo"]
+    reason: str | None
+
+
+class NewToken(msgspec.Struct, frozen=True, kw_only=True):
+    hash: str
+    nonce: str
+    mac_key_arn: str
+    prefix: str
+
+
+# Registering sets no column of a unique index on conflict: that would take the stronger lock which collides with
+# the audit rows' foreign keys (deadlocks within seconds). What it does take serialises the caller's own creates.
+_REGISTER_CALLER = """/* register_caller */
+INSERT INTO users AS u (username, email, full_name, oauth_provider, oauth_id, last_login_at)
+VALUES (%(username)s, %(email)s, %(full_name)s, %(provider)s, %(subject)s, now())
+ON CONFLICT (oauth_provider, oauth_id) DO UPDATE
+SET full_name = coalesce(EXCLUDED.full_name, u.full_name), last_login_at = now()
+RETURNING id"""
+
+# The second statement of the pipeline: its snapshot is taken after the lock on the user was won, so that it counts
+# what the creates before it inserted. One statement that locks and counts let 30 of 30 through at a limit of 10.
+_BEGIN_CREATE = """/* begin_create */
+WITH caller AS (
+    SELECT id, is_active, sync_status, max_budget, tpm_limit, rpm_limit, budget_duration
+    FROM users
+    WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+),
+configured AS (
+    SELECT coalesce(s.value -> 'defaults', '{}') AS defaults, coalesce(s.value -> 'maximums', '{}') AS maximums
+    FROM (VALUES (true)) AS always (is_there)
+    LEFT JOIN system_settings AS s ON s.key = 'api_key_defaults'
+),
+subscribed AS (
+    SELECT s.id, s.model_id, s.status, s.status = 'active' AND (s.expires_at IS NULL OR s.expires_at > now()) AS is_active
+    FROM subscriptions AS s
+    JOIN caller ON s.user_id = caller.id
+    WHERE s.id = %(subscription_id)s OR s.model_id = ANY (%(model_ids)s::text[])
+),
+legacy AS (
+    SELECT * FROM subscribed WHERE id = %(subscription_id)s
+),
+wanted AS (
+    SELECT
+        coalesce(%(model_ids)s::text[], (SELECT array_agg(model_id) FROM legacy), '{}') AS models,
+        coalesce(
+            %(max_budget)s::numeric, (defaults ->> 'maxBudget')::numeric, (maximums ->> 'maxBudget')::numeric
+        ) AS max_budget,
+        coalesce(%(soft_budget)s::numeric, (defaults ->> 'softBudget')::numeric) AS soft_budget,
+        coalesce(%(budget_duration)s::text, defaults ->> 'budgetDuration') AS budget_duration,
+        coalesce(
+            %(tpm_limit)s::integer, (defaults ->> 'tpmLimit')::integer, (maximums ->> 'tpmLimit')::integer
+        ) AS tpm_limit,
+        coalesce(
+            %(rpm_limit)s::integer, (defaults ->> 'rpmLimit')::integer, (maximums ->> 'rpmLimit')::integer
+        ) AS rpm_limit,
+        coalesce(
+            %(expires_at)s::timestamptz, now() + make_interval(days => (defaults ->> 'expirationDays')::integer)
+        ) AS expires_at,
+        maximums
+    FROM configured
+),
+discovered AS (
+    INSERT INTO models (id, name, provider)
+    SELECT d.id, d.name, left(d.provider, 100)
+    FROM jsonb_to_recordset(%(gateway_models)s::jsonb) AS d (id text, name text, provider text)
+    WHERE d.id = ANY (%(model_ids)s::text[])
+    ON CONFLICT DO NOTHING
+    RETURNING id, name, provider
+),
+entitled AS (
+    SELECT model_id FROM subscribed WHERE is_active AND %(model_access)s = 'subscription'
+    UNION
+    SELECT d.id FROM jsonb_to_recordset(%(gateway_models)s::jsonb) AS d (id text) WHERE %(model_access)s = 'any'
+    UNION
+    SELECT model_id FROM legacy WHERE is_active
+),
+not_entitled AS (
+    SELECT array_agg(m.model_id ORDER BY m.position) AS models
+    FROM wanted, unnest(wanted.models) WITH ORDINALITY AS m (model_id, position)
+    WHERE m.model_id NOT IN (SELECT model_id FROM entitled)
+),
+counted AS (
+    SELECT count(*) AS keys
+    FROM api_keys AS k
+    JOIN caller ON k.user_id = caller.id
+    WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+),
+broken AS (
+    SELECT jsonb_agg(jsonb_build_object('field', field, 'code', code, 'bound', bound) ORDER BY position) AS rules
+    FROM caller, wanted, configured, not_entitled, counted
+    CROSS JOIN LATERAL (VALUES
+        (1, 'user', 'inactiveUser', NULL::jsonb, caller.is_active IS NOT TRUE),
+        (2, 'subscriptionId', 'notFound', NULL,
+            %(subscription_id)s::uuid IS NOT NULL AND NOT EXISTS (SELECT FROM legacy)),
+        (3, 'subscriptionId', 'notActive', (SELECT to_jsonb(status) FROM legacy),
+            EXISTS (SELECT FROM legacy WHERE NOT is_active)),
+        (4, 'modelIds', 'notEntitled', to_jsonb(not_entitled.models),
+            not_entitled.models IS NOT NULL AND NOT EXISTS (SELECT FROM legacy)),
+        (5, 'maxBudget', 'maximum', configured.maximums -> 'maxBudget',
+            wanted.max_budget > (configured.maximums ->> 'maxBudget')::numeric),
+        (6, 'tpmLimit', 'maximum', configured.maximums -> 'tpmLimit',
+            wanted.tpm_limit > (configured.maximums ->> 'tpmLimit')::integer),
+        (7, 'rpmLimit', 'maximum', configured.maximums -> 'rpmLimit',
+            wanted.rpm_limit > (configured.maximums ->> 'rpmLimit')::integer),
+        (8, 'expiresAt', 'past', NULL, wanted.expires_at < now() + interval '1 second'),
+        (9, 'expiresAt', 'tooFar', NULL, wanted.expires_at > now() + interval '10 years'),
+        (10, 'expiresAt', 'maximum', configured.maximums -> 'expirationDays',
+            wanted.expires_at > now() + make_interval(days => (configured.maximums ->> 'expirationDays')::integer)),
+        (11, 'expiresAt', 'required', configured.maximums -> 'expirationDays',
+            wanted.expires_at IS NULL AND (configured.maximums ->> 'expirationDays') IS NOT NULL),
+        (12, 'activeKeysCount', 'keyLimit', to_jsonb(%(max_active_keys)s::integer),
+            counted.keys >= %(max_active_keys)s::integer)
+    ) AS rule (position, field, code, bound, is_broken)
+    WHERE is_broken
+),
+refused AS (
+    INSERT INTO audit_logs (
+        user_id, action, resource_type, ip_address, user_agent, success, error_message, metadata
+    )
+    SELECT
+        caller.id, 'API_KEY_CREATE', 'API_KEY', %(ip_address)s::inet, %(user_agent)s, false,
+        (SELECT string_agg((r ->> 'field') || ': ' || (r ->> 'code'), '; ') FROM jsonb_array_elements(broken.rules) AS r),
+        jsonb_build_object(
+            'requestId', %(request_id)s::text, 'userId', caller.id, 'name', %(name)s::text,
+            'models', wanted.models, 'modelCount', cardinality(wanted.models)
+        )
+    FROM caller, wanted, broken
+    WHERE broken.rules IS NOT NULL
+),
+allowed AS (
+    SELECT caller.id AS user_id, wanted.* FROM caller, wanted, broken WHERE broken.rules IS NULL
+),
+new_key AS (
+    INSERT INTO api_keys (
+        id, user_id, subscription_id, name, key_hash, key_prefix, lite_llm_key_id, litellm_key_alias, max_budget,
+        soft_budget, budget_duration, tpm_limit, rpm_limit, max_parallel_requests, expires_at, metadata, is_active,
+        sync_status
+    )
+    SELECT
+        %(api_key_id)s, allowed.user_id, %(subscription_id)s, %(name)s, %(token_hash)s, %(key_prefix)s,
+        %(token_hash)s, i.mark || ':' || %(api_key_id)s::text || ':1', allowed.max_budget, allowed.soft_budget,
+        allowed.budget_duration, allowed.tpm_limit, allowed.rpm_limit, %(max_parallel_requests)s,
+        allowed.expires_at, %(metadata)s, false, 'pending'
+    FROM allowed, keyservice_installation AS i
+    RETURNING id, user_id, name, max_budget, soft_budget, budget_duration, tpm_limit, rpm_limit,
+        max_parallel_requests, expires_at, metadata, created_at, litellm_key_alias, key_prefix
+),
+new_models AS (
+    INSERT INTO api_key_models (api_key_id, model_id)
+    SELECT new_key.id, model_id FROM new_key, allowed, unnest(allowed.models) AS model_id
+),
+new_token AS (
+    INSERT INTO api_key_tokens (hash, api_key_id, user_id, nonce, mac_key_arn, alias, state, unsafe_until)
+    SELECT
+        %(token_hash)s, new_key.id, new_key.user_id, %(nonce)s, %(mac_key_arn)s, new_key.litellm_key_alias, 'intended',
+        -- Should this process die, its request may still be carried out until then. T2 takes it back.
+        now() + make_interval(secs => %(lease_seconds)s + %(drain_seconds)s)
+    FROM new_key
+),
+new_operation AS (
+    INSERT INTO api_key_operations (
+        id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, request, token_hash, key_name, key_prefix,
+        models
+    )
+    SELECT
+        %(operation_id)s, new_key.id, new_key.user_id, %(actor)s, 'create',
+        now() + make_interval(secs => %(lease_seconds)s), now() + make_interval(secs => %(lease_seconds)s),
+        jsonb_strip_nulls(jsonb_build_object(
+            'name', new_key.name, 'expires_at', new_key.expires_at, 'max_budget', new_key.max_budget,
+            'soft_budget', new_key.soft_budget, 'budget_duration', new_key.budget_duration,
+            'tpm_limit', new_key.tpm_limit, 'rpm_limit', new_key.rpm_limit,
+            'max_parallel_requests', new_key.max_parallel_requests
+        )) || jsonb_build_object('models', allowed.models, 'metadata', new_key.metadata,
+            'subscription_id', %(subscription_id)s::uuid, 'is_checked', %(model_access)s = 'subscription'),
+        %(token_hash)s, new_key.name, new_key.key_prefix, allowed.models
+    FROM new_key, allowed
+    RETURNING id, epoch, request
+)
+SELECT
+    broken.rules AS broken_rules,
+    caller.id AS user_id,
+    caller.sync_status = 'synced' AS is_known,
+    caller.max_budget::float8 AS user_max_budget,
+    caller.tpm_limit AS user_tpm_limit,
+    caller.rpm_limit AS user_rpm_limit,
+    caller.budget_duration AS user_budget_duration,
+    new_operation.id AS operation_id,
+    new_operation.epoch,
+    new_operation.request,
+    new_key.id AS api_key_id,
+    new_key.litellm_key_alias AS alias,
+    new_key.created_at,
+    new_key.key_prefix,
+    floor(extract(epoch FROM new_key.expires_at - now()))::bigint AS remaining_seconds,
+    (SELECT mark FROM keyservice_installation) AS mark,
+    (
+        SELECT jsonb_agg(jsonb_build_object('id', m.id, 'name', m.name, 'provider', m.provider) ORDER BY w.position)
+        FROM unnest(wanted.models) WITH ORDINALITY AS w (model_id, position)
+        JOIN (
+            SELECT id, name, provider FROM models WHERE id = ANY (wanted.models)
+            UNION ALL
+            SELECT id, name, provider FROM discovered
+        ) AS m ON m.id = w.model_id
+    ) AS model_details
+FROM caller, wanted, broken
+LEFT JOIN new_key ON true
+LEFT JOIN new_operation ON true"""
+
+
+def begin_create(
+    database: Database,
+    caller: Caller,
+    wanted: NewApiKey,
+    *,
+    operation_id: UUID,
+    api_key_id: UUID,
+    token: NewToken,
+    model_access: Literal["subscription", "any"],
+    gateway_models: Sequence[ModelDetails],
+    max_active_keys: int,
+    lease_seconds: float,
+    drain_seconds: float,
+) -> PendingCreate | list[RuleViolation]:
+    """T1 of a create, one round trip: the user, the rules, and when none is broken the row (not active), its models,
+    the token (intended) and the operation; when one is broken, an audit record and the list of all.
+
+    Raises IdentityConflict when the username or email belongs to another identity.
+    """
+    parameters: dict[str, Any] = {
+        **identity(caller),
+        **audited(caller.actor),
+        "operation_id": operation_id,
+        "api_key_id": api_key_id,
+        "token_hash": token.hash,
+        "nonce": token.nonce,
+        "mac_key_arn": token.mac_key_arn,
+        "key_prefix": token.prefix,
+        "model_ids": wanted.model_ids,
+        "subscription_id": wanted.subscription_id,
+        "name": wanted.name,
+        "expires_at": wanted.expires_at,
+        "max_budget": wanted.max_budget,
+        "soft_budget": wanted.soft_budget,
+        "budget_duration": wanted.budget_duration,
+        "tpm_limit": wanted.tpm_limit,
+        "rpm_limit": wanted.rpm_limit,
+        "max_parallel_requests": wanted.max_parallel_requests,
+        "metadata": Jsonb(wanted.metadata or {}),
+        "model_access": model_access,
+        "gateway_models": Jsonb([msgspec.structs.asdict(model) for model in gateway_models]),
+        "max_active_keys": max_active_keys,
+        "lease_seconds": lease_seconds,
+        "drain_seconds": drain_seconds,
+    }
+    try:
+        _, rows = database.round_trip(
+            Statement(_REGISTER_CALLER, identity(caller)), Statement(_BEGIN_CREATE, parameters)
+        )
+    except pg.UniqueViolation as error:
+        raise identity_conflict(error) from error
+    row = rows[0]
+    if row["broken_rules"]:
+        return msgspec.convert(row["broken_rules"], list[RuleViolation])
+    return _pending_create(row, token_hash=token.hash, subscription_id=wanted.subscription_id)
+
+
+def _pending_create(row: dict[str, Any], *, token_hash: str, subscription_id: UUID | None) -> PendingCreate:
+    return msgspec.convert(
+        {
+            **row,
+            "token_hash": token_hash,
+            "subscription_id": subscription_id,
+            "settings": row["request"],
+            "user": GatewayUser(
+                id=row["user_id"],
+                is_known=row["is_known"],
+                max_budget=row["user_max_budget"],
+                tpm_limit=row["user_tpm_limit"],
+                rpm_limit=row["user_rpm_limit"],
+                budget_duration=row["user_budget_duration"],
+            ),
+        },
+        PendingCreate,
+    )
+
+
+_READ_CREATE = """/* read_create */
+SELECT
+    o.state, o.id AS operation_id, o.epoch, o.request, o.api_key_id, t.alias, k.created_at, o.key_prefix,
+    u.id AS user_id,
+    u.sync_status = 'synced' AS is_known,
+    u.max_budget::float8 AS user_max_budget,
+    u.tpm_limit AS user_tpm_limit,
+    u.rpm_limit AS user_rpm_limit,
+    u.budget_duration AS user_budget_duration,
+    floor(extract(epoch FROM k.expires_at - now()))::bigint AS remaining_seconds,
+    (SELECT mark FROM keyservice_installation) AS mark,
+    (
+        SELECT jsonb_agg(jsonb_build_object('id', m.id, 'name', m.name, 'provider', m.provider) ORDER BY w.position)
+        FROM unnest(o.models) WITH ORDINALITY AS w (model_id, position)
+        JOIN models AS m ON m.id = w.model_id
+    ) AS model_details
+FROM api_key_operations AS o
+JOIN api_key_tokens AS t ON t.hash = o.token_hash
+JOIN api_keys AS k ON k.id = o.api_key_id
+JOIN users AS u ON u.id = o.user_id
+WHERE o.id = %(operation_id)s AND o.state = 'pending' AND o.phase = 'forward'"""
+
+
+def read_create(database: Database, operation_id: UUID, *, token_hash: str) -> PendingCreate | None:
+    """The create as T1 left it, after the answer to T1 was lost; None when T1 did not commit."""
+    [rows] = database.round_trip(Statement(_READ_CREATE, {"operation_id": operation_id}))
+    if not rows:
+        return None
+    subscription_id = rows[0]["request"].get("subscription_id")
+    return _pending_create(
+        rows[0], token_hash=token_hash, subscription_id=None if subscription_id is None else UUID(subscription_id)
+    )
+
+
+# The gate: everything else selects from it, so that of several T2s of one operation exactly one does it all.
+_FINISH_CREATE = """/* finish_create */
+WITH held AS (
+    SELECT * FROM api_key_operations
+    WHERE id = %(operation_id)s AND epoch = %(epoch)s
+),
+checked AS (
+    SELECT CASE
+        WHEN NOT EXISTS (SELECT FROM api_keys AS k WHERE k.id = held.api_key_id) THEN 'keyRemoved'
+        WHEN NOT EXISTS (SELECT FROM users AS u WHERE u.id = held.user_id AND u.is_active) THEN 'inactiveUser'
+        WHEN EXISTS (SELECT FROM api_keys AS k WHERE k.id = held.api_key_id AND k.expires_at <= now()) THEN 'past'
+        WHEN (held.request ->> 'is_checked')::boolean AND EXISTS (
+            SELECT FROM unnest(held.models) AS model_id
+            WHERE NOT EXISTS (
+                SELECT FROM subscriptions AS s
+                WHERE s.user_id = held.user_id AND s.model_id = model_id
+                AND s.status = 'active' AND (s.expires_at IS NULL OR s.expires_at > now())
+            )
+        ) THEN 'notEntitled'
+    END AS reason
+    FROM held
+),
+gate AS (
+    UPDATE api_key_operations AS o
+    SET state = CASE WHEN checked.reason IS NULL THEN 'done' ELSE 'pending' END,
+        phase = CASE WHEN checked.reason IS NULL THEN 'forward' ELSE 'undo' END,
+        finished_at = CASE WHEN checked.reason IS NULL THEN now() END,
+        last_error = checked.reason,
+        updated_at = now()
+    FROM checked
+    WHERE o.id = %(operation_id)s AND o.epoch = %(epoch)s AND o.state = 'pending' AND o.phase = 'forward'
+    RETURNING o.*, checked.reason
+),
+passed AS (
+    SELECT * FROM gate WHERE state = 'done'
+),
+activated AS (
+    UPDATE api_keys AS k
+    SET is_active = true, sync_status = 'synced', sync_error = NULL, last_sync_at = now(), updated_at = now()
+    FROM passed
+    WHERE k.id = passed.api_key_id
+),
+token_answered AS (
+    -- The generate of this epoch was answered, whatever has become of the operation meanwhile. An earlier epoch's
+    -- may not have been: then the token stays unsafe.
+    UPDATE api_key_tokens AS t
+    SET state = CASE WHEN EXISTS (SELECT FROM passed) THEN 'live' ELSE t.state END,
+        unsafe_until = CASE WHEN held.epoch = 1 THEN NULL ELSE t.unsafe_until END,
+        updated_at = now()
+    FROM held
+    WHERE t.hash = held.token_hash
+),
+user_known AS (
+    UPDATE users AS u SET sync_status = 'synced'
+    FROM passed
+    WHERE u.id = passed.user_id AND u.sync_status IS DISTINCT FROM 'synced'
+),
+audited AS (
+    INSERT INTO audit_logs (user_id, action, resource_type, resource_id, ip_address, user_agent, success, metadata)
+    SELECT
+        (SELECT u.id FROM users AS u WHERE u.id = passed.user_id), 'API_KEY_CREATE', 'API_KEY', passed.api_key_id,
+        (passed.actor ->> 'ip_address')::inet, passed.actor ->> 'user_agent', true,
+        jsonb_build_object(
+            'requestId', passed.actor ->> 'request_id', 'operationId', passed.id, 'userId', passed.user_id,
+            'name', passed.key_name, 'keyPrefix', passed.key_prefix, 'models', passed.models,
+            'modelCount', cardinality(passed.models)
+        )
+    FROM passed
+)
+SELECT
+    coalesce(gate.state, o.state) AS state,
+    coalesce(gate.phase, o.phase) AS phase,
+    coalesce(gate.reason, o.last_error) AS reason
+FROM api_key_operations AS o
+LEFT JOIN gate ON gate.id = o.id
+WHERE o.id = %(operation_id)s"""
+
+
+def finish_create(database: Database, pending: PendingCreate) -> Created:
+    """T2 of a create, one round trip, after LiteLLM answered 200: the key goes live and the audit record is written,
+    unless meanwhile the user, a subscription or the expiry no longer allows it: then the operation is to be undone.
+
+    Repeating it, also after its answer was lost, changes nothing and tells what became of the operation.
+    """
+    parameters = {"operation_id": pending.operation_id, "epoch": pending.epoch}
+    *_, rows = repeated_once(
+        database,
+        Statement(LOCK_USER, {"user_id": pending.user.id}),
+        Statement(LOCK_KEY, {"api_key_id": pending.api_key_id}),
+        Statement(_FINISH_CREATE, parameters),
+    )
+    return msgspec.convert(rows[0], Created)
+
+
+_FINISH_UNDO = """/* finish_undo */
+WITH gate AS (
+    UPDATE api_key_operations AS o
+    SET state = 'failed', phase = 'undo', finished_at = now(), last_error = %(reason)s, updated_at = now()
+    WHERE o.id = %(operation_id)s AND o.epoch = %(epoch)s AND o.state = 'pending'
+    AND (o.epoch = 1 OR NOT EXISTS (
+        SELECT FROM api_key_tokens AS t WHERE t.hash = o.token_hash AND t.unsafe_until > now()
+    ))
+    RETURNING o.*
+),
+removed AS (
+    DELETE FROM api_keys AS k USING gate WHERE k.id = gate.api_key_id
+),
+token_dead AS (
+    UPDATE api_key_tokens AS t SET state = 'dead', unsafe_until = NULL, updated_at = now()
+    FROM gate
+    WHERE t.hash = gate.token_hash
+),
+audited AS (
+    INSERT INTO audit_logs (
+        user_id, action, resource_type, resource_id, ip_address, user_agent, success, error_message, metadata
+    )
+    SELECT
+        (SELECT u.id FROM users AS u WHERE u.id = gate.user_id), 'API_KEY_CREATE', 'API_KEY', gate.api_key_id,
+        (gate.actor ->> 'ip_address')::inet, gate.actor ->> 'user_agent', false, %(reason)s,
+        jsonb_build_object(
+            'requestId', gate.actor ->> 'request_id', 'operationId', gate.id, 'userId', gate.user_id,
+            'name', gate.key_name, 'keyPrefix', gate.key_prefix, 'models', gate.models,
+            'modelCount', cardinality(gate.models)
+        )
+    FROM gate
+)
+SELECT state FROM gate"""
+
+
+def finish_undo(database: Database, *, operation_id: UUID, epoch: int, api_key_id: UUID, reason: str) -> None:
+    """The end of a create that did not work, once LiteLLM has said that the key is not there: no row, a dead token,
+    a failed operation and its audit record. Nothing happens when another has taken the operation over."""
+    repeated_once(
+        database,
+        Statement(LOCK_KEY, {"api_key_id": api_key_id}),
+        Statement(_FINISH_UNDO, {"operation_id": operation_id, "epoch": epoch, "reason": reason}),
+    )

@@ -1,0 +1,194 @@
+"""The SQL of a delete: T1 and T2."""
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+
+from keyservice.database import Database, Statement
+from keyservice.journal import LOCK_KEY, audited, identity, repeated_once
+from keyservice.models import Caller, PendingDelete
+
+# Locks the key before the next statement takes its snapshot, and only for its owner.
+_LOCK_OWN_KEY = """/* lock_own_key */
+SELECT k.id
+FROM api_keys AS k
+JOIN users AS u ON u.id = k.user_id
+WHERE k.id = %(api_key_id)s AND u.oauth_provider = %(provider)s AND u.oauth_id = %(subject)s
+FOR UPDATE OF k"""
+
+_BEGIN_DELETE = """/* begin_delete */
+WITH caller AS (
+    SELECT id, is_active FROM users WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+),
+owned AS (
+    SELECT
+        k.id, k.user_id, k.name, k.key_hash, k.key_prefix, k.litellm_key_alias,
+        ARRAY(SELECT m.model_id::text FROM api_key_models AS m WHERE m.api_key_id = k.id ORDER BY m.model_id) AS models
+    FROM api_keys AS k
+    JOIN caller ON caller.id = k.user_id AND caller.is_active
+    WHERE k.id = %(api_key_id)s
+),
+running AS (
+    SELECT o.id, o.epoch, o.lease_until FROM api_key_operations AS o
+    JOIN owned ON owned.id = o.api_key_id
+    WHERE o.state = 'pending' AND o.kind = 'delete'
+),
+superseded AS (
+    UPDATE api_key_operations AS o
+    SET state = 'superseded', finished_at = now(), last_error = 'superseded by a delete', updated_at = now()
+    FROM owned
+    WHERE o.api_key_id = owned.id AND o.state = 'pending' AND o.kind <> 'delete'
+    RETURNING o.*
+),
+superseded_audited AS (
+    INSERT INTO audit_logs (
+        user_id, action, resource_type, resource_id, ip_address, user_agent, success, error_message, metadata
+    )
+    SELECT
+        o.user_id, 'API_KEY_' || upper(o.kind), 'API_KEY', o.api_key_id, (o.actor ->> 'ip_address')::inet,
+        o.actor ->> 'user_agent', false, o.last_error,
+        jsonb_build_object(
+            'requestId', o.actor ->> 'request_id', 'operationId', o.id, 'userId', o.user_id,
+            'name', o.key_name, 'keyPrefix', o.key_prefix, 'models', o.models, 'modelCount', cardinality(o.models)
+        )
+    FROM superseded AS o
+),
+resumed AS (
+    UPDATE api_key_operations AS o
+    SET epoch = o.epoch + 1, attempts = o.attempts + 1, updated_at = now(),
+        lease_until = now() + make_interval(secs => %(lease_seconds)s)
+    FROM running
+    WHERE o.id = running.id AND (o.lease_until <= now() OR o.id = %(operation_id)s)
+    RETURNING o.id, o.epoch
+),
+hidden AS (
+    UPDATE api_keys AS k SET is_active = false, sync_status = 'pending', updated_at = now()
+    FROM owned
+    WHERE k.id = owned.id AND NOT EXISTS (SELECT FROM running)
+),
+condemned AS (
+    UPDATE api_key_tokens AS t SET state = 'condemned', updated_at = now()
+    FROM owned
+    WHERE t.api_key_id = owned.id AND t.state <> 'dead'
+    RETURNING t.hash, t.unsafe_until
+),
+adopted AS (
+    -- A key that LiteMaaS made has no token of ours; its hash is LiteLLM's token id all the same.
+    INSERT INTO api_key_tokens (hash, api_key_id, user_id, alias, state)
+    SELECT owned.key_hash, owned.id, owned.user_id, owned.litellm_key_alias, 'condemned'
+    FROM owned
+    WHERE NOT EXISTS (SELECT FROM api_key_tokens AS t WHERE t.api_key_id = owned.id)
+    RETURNING hash, unsafe_until
+),
+begun AS (
+    -- Reads `superseded` so that the one pending operation of the key has left before this one comes.
+    INSERT INTO api_key_operations (
+        id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, key_name, key_prefix, models
+    )
+    SELECT
+        %(operation_id)s, owned.id, owned.user_id, %(actor)s, 'delete',
+        now() + make_interval(secs => %(lease_seconds)s), now() + make_interval(secs => %(lease_seconds)s),
+        owned.name, owned.key_prefix, owned.models
+    FROM owned
+    CROSS JOIN (SELECT count(*) FROM superseded) AS gone
+    WHERE NOT EXISTS (SELECT FROM running)
+    RETURNING id, epoch
+)
+SELECT
+    caller.is_active AS is_caller_active,
+    owned.id AS api_key_id,
+    coalesce(begun.id, resumed.id) AS operation_id,
+    coalesce(begun.epoch, resumed.epoch) AS epoch,
+    (
+        SELECT jsonb_agg(jsonb_build_object('hash', t.hash, 'is_unsafe', coalesce(t.unsafe_until > now(), false)))
+        FROM (SELECT * FROM condemned UNION ALL SELECT * FROM adopted) AS t
+    ) AS tokens
+FROM caller
+LEFT JOIN owned ON true
+LEFT JOIN begun ON true
+LEFT JOIN resumed ON true"""
+
+
+def begin_delete(
+    database: Database, caller: Caller, *, operation_id: UUID, api_key_id: UUID, lease_seconds: float
+) -> PendingDelete | Literal["inactive caller", "not found", "running"]:
+    """T1 of a delete, one round trip: the row is off, all its tokens are condemned, and the operation, which
+    supersedes a create or change still pending, will be finished whatever happens. Takes a delete over whose holder's
+    lease has run out; "running" while it has not."""
+    parameters: dict[str, Any] = {
+        **identity(caller),
+        **audited(caller.actor),
+        "operation_id": operation_id,
+        "api_key_id": api_key_id,
+        "lease_seconds": lease_seconds,
+    }
+    _, rows = repeated_once(
+        database, Statement(_LOCK_OWN_KEY, parameters), Statement(_BEGIN_DELETE, parameters)
+    )
+    if not rows:
+        return "not found"
+    if not rows[0]["is_caller_active"]:
+        return "inactive caller"
+    if rows[0]["api_key_id"] is None:
+        return "not found"
+    if rows[0]["operation_id"] is None:
+        return "running"
+    return msgspec.convert(rows[0], PendingDelete)
+
+
+# Passes only when every token of the key has been confirmed gone, and none can come back.
+_FINISH_DELETE = """/* finish_delete */
+WITH gate AS (
+    UPDATE api_key_operations AS o
+    SET state = 'done', finished_at = now(), last_error = NULL, updated_at = now()
+    WHERE o.id = %(operation_id)s AND o.epoch = %(epoch)s AND o.state = 'pending'
+    AND NOT EXISTS (
+        SELECT FROM api_key_tokens AS t
+        WHERE t.api_key_id = o.api_key_id AND t.state <> 'dead'
+        AND (t.hash <> ALL (%(gone_hashes)s::text[]) OR t.unsafe_until > now())
+    )
+    RETURNING o.*
+),
+removed AS (
+    DELETE FROM api_keys AS k USING gate WHERE k.id = gate.api_key_id
+),
+tokens_dead AS (
+    UPDATE api_key_tokens AS t SET state = 'dead', unsafe_until = NULL, updated_at = now()
+    FROM gate
+    WHERE t.api_key_id = gate.api_key_id AND t.state <> 'dead'
+),
+audited AS (
+    INSERT INTO audit_logs (user_id, action, resource_type, resource_id, ip_address, user_agent, success, metadata)
+    SELECT
+        (SELECT u.id FROM users AS u WHERE u.id = gate.user_id), 'API_KEY_DELETE', 'API_KEY', gate.api_key_id,
+        (gate.actor ->> 'ip_address')::inet, gate.actor ->> 'user_agent', true,
+        jsonb_build_object(
+            'requestId', gate.actor ->> 'request_id', 'operationId', gate.id, 'userId', gate.user_id,
+            'name', gate.key_name, 'keyPrefix', gate.key_prefix, 'models', gate.models,
+            'modelCount', cardinality(gate.models)
+        )
+    FROM gate
+)
+SELECT finished_at AS deleted_at FROM gate
+UNION ALL
+SELECT finished_at FROM api_key_operations
+WHERE id = %(operation_id)s AND epoch = %(epoch)s AND state = 'done' AND NOT EXISTS (SELECT FROM gate)"""
+
+
+def finish_delete(database: Database, pending: PendingDelete) -> datetime | None:
+    """T2 of a delete, one round trip, after LiteLLM said that every token is gone: the row and its tokens end and the
+    audit record is written. The moment of it, also when an earlier try did it; None when it may not be done yet or
+    somebody else has taken the operation over."""
+    parameters = {
+        "operation_id": pending.operation_id,
+        "epoch": pending.epoch,
+        "gone_hashes": [token.hash for token in pending.tokens],
+    }
+    _, rows = repeated_once(
+        database,
+        Statement(LOCK_KEY, {"api_key_id": pending.api_key_id}),
+        Statement(_FINISH_DELETE, parameters),
+    )
+    return rows[0]["deleted_at"] if rows else None

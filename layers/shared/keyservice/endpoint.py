@@ -1,0 +1,223 @@
+"""The API Gateway boundary: an event becomes a Request, a Response or an error becomes the answer.
+
+Payload format 2.0 of HTTP APIs. The only place where an error becomes HTTP, and where a request is logged and counted.
+"""
+
+import base64
+import binascii
+import ipaddress
+import re
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from uuid import UUID, uuid4
+
+import msgspec
+from msgspec import Struct
+
+from keyservice import telemetry, wiring
+from keyservice.callers import caller_from_claims
+from keyservice.decoding import decode_object
+from keyservice.errors import InvalidRequest, PayloadTooLarge, ServiceError, Unauthorized, UnsupportedMediaType
+from keyservice.models import Actor, Caller, Deadline, timestamp
+
+MAX_BODY_BYTES = 64 * 1024
+# What a request keeps back of its time for the last statement, a reconnect and its answer.
+RESERVED_SECONDS = 10.0
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_MAX_USER_AGENT = 512
+
+type Event = Mapping[str, Any]
+type Answer = dict[str, Any]
+
+
+class LambdaContext(Protocol):
+    """What is used of awslambdaric's context."""
+
+    aws_request_id: str
+
+    def get_remaining_time_in_millis(self) -> int: ...
+
+
+class Request:
+    """One request; what a handler does not ask for is not parsed."""
+
+    def __init__(self, event: Event, context: LambdaContext) -> None:
+        self._event = event
+        self._context = context
+        http: Mapping[str, Any] = event["requestContext"]["http"]
+        self.route: str = event["routeKey"]
+        self.headers: Mapping[str, str] = event.get("headers") or {}
+        self.query: Mapping[str, str] = event.get("queryStringParameters") or {}
+        self.path_parameters: Mapping[str, str] = event.get("pathParameters") or {}
+        self.request_id = self._request_id()
+        self.correlation_id = _uuid4(self.headers.get("x-correlation-id", ""))
+        self.actor = Actor(
+            ip_address=_ip_address(http.get("sourceIp", "")),
+            user_agent=(http.get("userAgent") or "").replace("\0", "")[:_MAX_USER_AGENT] or None,
+            request_id=self.request_id,
+        )
+        # Headers that every answer to this request carries, errors as well; a handler may add to them.
+        self.notices: dict[str, str] = {}
+        # What the request line of the log tells besides: ids only.
+        self.log: dict[str, str] = {}
+
+    @property
+    def caller(self) -> Caller:
+        """Raises Unauthorized when the token, which API Gateway has verified, names nobody we can keep."""
+        authorizer = self._event["requestContext"].get("authorizer") or {}
+        claims: Mapping[str, Any] = (authorizer.get("jwt") or {}).get("claims") or {}
+        if not claims:
+            raise Unauthorized("Authentication required")
+        return caller_from_claims(claims, names=wiring.settings().claim_names, actor=self.actor)
+
+    def body[T: Struct](self, shape: type[T]) -> T:
+        """The JSON body. Raises PayloadTooLarge, UnsupportedMediaType, InvalidRequest, UnsupportedSetting."""
+        content_type = self.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+        if content_type != "application/json":
+            raise UnsupportedMediaType("Send the body as application/json")
+        return decode_object(self._raw_body(), shape)
+
+    def gateway_deadline(self) -> Deadline:
+        """By when all LiteLLM calls of this request have to be over."""
+        remaining = self._context.get_remaining_time_in_millis() / 1000
+        return Deadline(min(wiring.settings().seconds("LITELLM_BUDGET_SECONDS"), remaining - RESERVED_SECONDS))
+
+    def _raw_body(self) -> bytes:
+        text: str = self._event.get("body") or ""
+        try:
+            raw = base64.b64decode(text, validate=True) if self._event.get("isBase64Encoded") else text.encode()
+        except (binascii.Error, UnicodeEncodeError) as error:
+            raise InvalidRequest("The body is not valid UTF-8") from error
+        if len(raw) > MAX_BODY_BYTES:
+            raise PayloadTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes")
+        return raw
+
+    def _request_id(self) -> str:
+        given = self.headers.get("x-request-id", "")
+        if _REQUEST_ID.fullmatch(given):
+            return given
+        return self._event["requestContext"].get("requestId") or self._context.aws_request_id or str(uuid4())
+
+
+class Response(Struct, frozen=True, kw_only=True):
+    """`body` is encoded as JSON; nothing in it is null."""
+
+    status: int
+    body: Struct
+    headers: Mapping[str, str] = {}
+
+
+def endpoint(operation: str) -> Callable[[Callable[[Request], Response]], Callable[[Event, LambdaContext], Answer]]:
+    """Makes a handler of a function from Request to Response; `operation` names it in logs and metrics.
+
+    Whatever the function raises becomes the documented error envelope; one line is logged and one set of metrics
+    written per request.
+    """
+
+    def decorate(serve: Callable[[Request], Response]) -> Callable[[Event, LambdaContext], Answer]:
+        def handler(event: Event, context: LambdaContext) -> Answer:
+            started = time.perf_counter()
+            request = Request(event, context)
+            code = "OK"
+            try:
+                response = serve(request)
+                answer = _answer(request, response.status, response.body, response.headers)
+            except ServiceError as error:
+                code = error.code
+                answer = _error_answer(request, error)
+            except Exception as error:  # noqa: BLE001 - the one place where an unexpected failure becomes an answer
+                code = "INTERNAL_ERROR"
+                _log_unexpected(request, error)
+                answer = _error_answer(request, ServiceError("An unexpected error occurred"))
+            _record(operation, request, answer["statusCode"], code, (time.perf_counter() - started) * 1000)
+            return answer
+
+        return handler
+
+    return decorate
+
+
+def _answer(request: Request, status: int, body: object, headers: Mapping[str, str]) -> Answer:
+    return {
+        "statusCode": status,
+        "headers": {
+            "content-type": "application/json; charset=utf-8",
+            "cache-control": "no-store",
+            "x-request-id": request.request_id,
+            **({"x-correlation-id": request.correlation_id} if request.correlation_id else {}),
+            **request.notices,
+            **headers,
+        },
+        "body": msgspec.json.encode(body).decode(),
+        "isBase64Encoded": False,
+    }
+
+
+def _error_answer(request: Request, error: ServiceError) -> Answer:
+    """LiteMaaS's envelope, its keys in LiteMaaS's order."""
+    envelope: dict[str, Any] = {
+        "code": error.code,
+        "message": error.message,
+        "statusCode": error.status,
+        "details": error.details,
+    }
+    if request.correlation_id:
+        envelope["correlationId"] = request.correlation_id
+    envelope["timestamp"] = timestamp(datetime.now(UTC))
+    envelope["requestId"] = request.request_id
+    headers: dict[str, str] = {}
+    if error.retry_after_seconds is not None:
+        envelope["retry"] = {"retryable": True, "retryAfter": error.retry_after_seconds}
+        headers["retry-after"] = str(error.retry_after_seconds)
+    return _answer(request, error.status, {"error": envelope}, headers)
+
+
+def _record(operation: str, request: Request, status: int, code: str, duration_ms: float) -> None:
+    facts: dict[str, Any] = {
+        "route": request.route,
+        "status": status,
+        "code": code,
+        "duration_ms": round(duration_ms, 2),
+        "request_id": request.request_id,
+        **request.log,
+    }
+    if request.correlation_id:
+        facts["correlation_id"] = request.correlation_id
+    telemetry.logger.info("request served", extra=facts)
+    outcome = "error" if status >= 500 else "refused" if status >= 400 else "success"
+    telemetry.write_request(operation=operation, outcome=outcome, duration_ms=duration_ms)
+
+
+def _log_unexpected(request: Request, error: Exception) -> None:
+    """The frames and the type, not the message: a driver's message may quote a row."""
+    telemetry.logger.error(
+        "request failed unexpectedly",
+        extra={
+            "route": request.route,
+            "request_id": request.request_id,
+            "error_type": type(error).__name__,
+            "sqlstate": getattr(error, "sqlstate", None),
+            "stack": [
+                f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}"
+                for frame in traceback.extract_tb(error.__traceback__)
+            ],
+        },
+    )
+
+
+def _uuid4(text: str) -> str | None:
+    try:
+        parsed = UUID(text)
+    except ValueError:
+        return None
+    return text if parsed.version == 4 and str(parsed) == text.lower() else None
+
+
+def _ip_address(text: str) -> str | None:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None

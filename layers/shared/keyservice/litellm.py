@@ -1,0 +1,285 @@
+"""The LiteLLM client: what the service asks of LiteLLM's key API, and what each answer proves.
+
+Facts are of LiteLLM 1.106.0. After generate only hashes travel: LiteLLM takes the sha256 wherever it takes a key.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import httpx
+import msgspec
+
+from keyservice import telemetry
+from keyservice.errors import GatewayRefused, GatewayUnavailable
+from keyservice.models import Deadline, GatewayUser, KeySettings, ModelDetails
+from keyservice.secret_values import Masked, SecretValues
+
+CONNECT_TIMEOUT_SECONDS = 2.0
+# LiteLLM's uvicorn closes an idle connection after 5.0 s; a request that meets the close is lost.
+_KEEP_ALIVE_SECONDS = 3.0
+_LITELLM_FIELDS = {
+    "max_budget": "maxBudget",
+    "soft_budget": "softBudget",
+    "budget_duration": "budgetDuration",
+    "tpm_limit": "tpmLimit",
+    "rpm_limit": "rpmLimit",
+    "max_parallel_requests": "maxParallelRequests",
+    "duration": "expiresAt",
+    "models": "modelIds",
+    "metadata": "metadata",
+}
+_FIELD_NAMES = re.compile(rf"\b({'|'.join(_LITELLM_FIELDS)})\b")
+
+
+class LiteLLM:
+    """One keep-alive HTTP client; every method takes the Deadline by which it must have answered."""
+
+    def __init__(self, *, url: str, secret_arn: str, secret_values: SecretValues) -> None:
+        self._secret_arn = secret_arn
+        self._secret_values = secret_values
+        self._http = httpx.Client(
+            base_url=url,
+            trust_env=False,
+            verify=urlsplit(url).scheme == "https",  # an SSL context costs 30 ms that plain HTTP need not pay
+            limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_ALIVE_SECONDS),
+        )
+
+    def ensure_user(self, user: GatewayUser, *, deadline: Deadline) -> None:
+        """Makes the user; 409 means it is there. No email is sent: another user's would be a 409 without a user."""
+        body = _without_nulls(
+            {
+                "user_id": str(user.id),
+                "auto_create_key": False,
+                "user_role": "internal_user",
+                "max_budget": user.max_budget,
+                "tpm_limit": user.tpm_limit,
+                "rpm_limit": user.rpm_limit,
+                "budget_duration": user.budget_duration,
+            }
+        )
+        answer = self._call("POST", "/user/new", body=body, deadline=deadline)
+        if answer.status_code != 200 and not _is_own_error(answer, 409):
+            raise _trouble("user/new", answer)
+
+    def generate(
+        self,
+        secret: Masked,
+        *,
+        alias: str,
+        mark: str,
+        api_key_id: UUID,
+        user_id: UUID,
+        settings: KeySettings,
+        remaining_seconds: int | None,
+        token_hash: str,
+        deadline: Deadline,
+    ) -> None:
+        """Makes the key with our secret; `key_type: llm_api` keeps it from making keys itself.
+
+        Raises GatewayRefused when LiteLLM answered that it will not (400, 403, 422), GatewayUnavailable otherwise.
+        """
+        body = _without_nulls(
+            {
+                "key": secret.reveal(),
+                "key_alias": alias,
+                "key_type": "llm_api",
+                "user_id": str(user_id),
+                "models": settings.models,
+                "metadata": {
+                    "keyservice": {"mark": mark, "api_key_id": str(api_key_id)},
+                    "user": settings.metadata,
+                },
+                "duration": None if remaining_seconds is None else f"{remaining_seconds}s",
+                "max_budget": settings.max_budget,
+                "soft_budget": settings.soft_budget,
+                "budget_duration": _gateway_duration(settings.budget_duration),
+                "tpm_limit": settings.tpm_limit,
+                "rpm_limit": settings.rpm_limit,
+                "max_parallel_requests": settings.max_parallel_requests,
+            }
+        )
+        answer = self._call("POST", "/key/generate", body=body, deadline=deadline)
+        if answer.status_code == 200 and _json(answer).get("token") == token_hash:
+            return
+        if answer.status_code in (400, 403, 422) and not _is_our_trouble(answer):
+            raise GatewayRefused(status_answered=answer.status_code, fields=_refused_fields(answer))
+        raise _trouble("key/generate", answer)
+
+    def delete(self, token_hash: str, *, deadline: Deadline) -> None:
+        """Returns when LiteLLM says the key is gone (200) or never was (404). One hash per call: LiteLLM answers
+        200 for a list of which it knew only one. A 404 that is not LiteLLM's own proves nothing."""
+        answer = self._call("POST", "/key/delete", body={"keys": [token_hash]}, deadline=deadline)
+        if answer.status_code == 200 and token_hash in _json(answer).get("deleted_keys", []):
+            return
+        if not _is_own_error(answer, 404):
+            raise _trouble("key/delete", answer)
+
+    def is_absent(self, token_hash: str, *, deadline: Deadline) -> bool:
+        """Whether LiteLLM has no such key now; one that it has deleted is still told, with status `deleted`."""
+        answer = self._call("GET", "/key/info", query={"key": token_hash}, deadline=deadline)
+        if answer.status_code == 200:
+            info: Any = _json(answer).get("info")
+            return isinstance(info, dict) and info.get("status") == "deleted"  # pyright: ignore[reportUnknownMemberType]
+        if _is_own_error(answer, 404):
+            return True
+        raise _trouble("key/info", answer)
+
+    def models(self, *, deadline: Deadline) -> list[ModelDetails]:
+        """Every model LiteLLM serves, each once."""
+        answer = self._call("GET", "/model/info", deadline=deadline)
+        if answer.status_code != 200:
+            raise _trouble("model/info", answer)
+        try:
+            listed = msgspec.convert(_json(answer), type=_ModelList)
+        except msgspec.ValidationError as error:
+            raise _trouble("model/info", answer) from error
+        return [
+            ModelDetails(id=name, name=name, provider=provider)
+            for name, provider in {entry.model_name: entry.provider for entry in listed.data}.items()
+        ]
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        deadline: Deadline,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        answer = self._send(method, path, deadline=deadline, body=body, query=query)
+        if answer.status_code == 401:
+            # The master key may have been rotated. A 401 did nothing, so asking again is safe.
+            self._secret_values.refresh(self._secret_arn)
+            answer = self._send(method, path, deadline=deadline, body=body, query=query)
+        return answer
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        deadline: Deadline,
+        body: Mapping[str, Any] | None,
+        query: Mapping[str, str] | None,
+    ) -> httpx.Response:
+        name = path.removeprefix("/")
+        remaining = deadline.remaining_seconds()
+        if remaining <= 0:
+            raise GatewayUnavailable(f"{name}: no time left", may_still_happen=False)
+        master_key = self._secret_values.field(self._secret_arn, "masterKey").reveal()
+        with _measured(), _translated(name):
+            return self._http.request(
+                method,
+                path,
+                params=query,
+                content=None if body is None else msgspec.json.encode(body),
+                headers={"authorization": f"Bearer {master_key}", "content-type": "application/json"},
+                timeout=httpx.Timeout(remaining, connect=min(CONNECT_TIMEOUT_SECONDS, remaining)),
+            )
+
+
+async def is_ready(url: str) -> bool:
+    """Whether the LiteLLM behind the URL says that it and its database are ready; may be cancelled at any time."""
+    try:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            answer = await client.get(f"{url}/health/readiness")
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == 200
+
+
+class _ModelInfo(msgspec.Struct):
+    litellm_provider: str | None = None
+
+
+class _ModelEntry(msgspec.Struct):
+    model_name: str
+    model_info: _ModelInfo = msgspec.field(default_factory=_ModelInfo)
+    litellm_params: dict[str, Any] = {}
+
+    @property
+    def provider(self) -> str:
+        target = str(self.litellm_params.get("model", ""))
+        return self.model_info.litellm_provider or (target.split("/")[0] if "/" in target else "unknown")
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_ModelEntry]
+
+
+@contextmanager
+def _measured() -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        telemetry.milliseconds("LiteLLMLatency", (time.perf_counter() - started) * 1000)
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        telemetry.count("LiteLLMFailures")
+        raise GatewayUnavailable(f"{name}: not connected", may_still_happen=False) from error
+    except httpx.HTTPError as error:
+        telemetry.count("LiteLLMFailures")
+        raise GatewayUnavailable(f"{name}: {type(error).__name__}", may_still_happen=True) from error
+
+
+def _trouble(name: str, answer: httpx.Response) -> GatewayUnavailable:
+    """An answer that is neither success nor refusal. LiteLLM's own 4xx did nothing; a 5xx, or an answer that is
+    not LiteLLM's (a load balancer's 404), says nothing about what happens behind it."""
+    telemetry.count("LiteLLMFailures")
+    did_nothing = 400 <= answer.status_code < 500 and ("error" in _json(answer) or "detail" in _json(answer))
+    return GatewayUnavailable(f"{name}: answered {answer.status_code}", may_still_happen=not did_nothing)
+
+
+def _json(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(answer.content, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return {}
+
+
+def _own_error(answer: httpx.Response) -> dict[str, Any]:
+    error: Any = _json(answer).get("error")
+    return msgspec.convert(error, dict[str, Any]) if isinstance(error, dict) else {}
+
+
+def _is_own_error(answer: httpx.Response, status: int) -> bool:
+    """LiteLLM's errors repeat their status as a string in error.code; a proxy's page in between does not."""
+    return answer.status_code == status and _own_error(answer).get("code") == str(status)
+
+
+def _is_our_trouble(answer: httpx.Response) -> bool:
+    """A 4xx that is about us, not about the key asked for.
+
+    `{"detail": "..."}` with 403: the configured master key is a virtual key. `auth_error`: LiteLLM's database is
+    broken. `key_alias`: the alias exists, so an earlier attempt may have worked.
+    """
+    error = _own_error(answer)
+    if error:
+        return error.get("type") == "auth_error" or error.get("param") == "key_alias"
+    return answer.status_code != 422 or "detail" not in _json(answer)
+
+
+def _refused_fields(answer: httpx.Response) -> list[str]:
+    """The request's fields that LiteLLM's answer names: its 422s locate them, its 400s only mention them."""
+    return sorted({_LITELLM_FIELDS[name] for name in _FIELD_NAMES.findall(answer.text)})
+
+
+def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _gateway_duration(duration: str | None) -> str | None:
+    """LiteLLM 1.106.0 refuses `yearly` and `1y` with 400 and takes `365d`."""
+    return "365d" if duration == "yearly" else duration

@@ -1,0 +1,242 @@
+"""The shapes that travel between the modules and over the wire."""
+
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+_MAX_INTEGER = 2_147_483_647  # a PostgreSQL integer
+_MAX_MONEY = 99_999_999.99  # numeric(10,2)
+
+type ModelId = Annotated[str, Meta(min_length=1, max_length=255)]
+type Money = Annotated[float, Meta(ge=0, le=_MAX_MONEY)]
+type Limit = Annotated[int, Meta(ge=0, le=_MAX_INTEGER)]
+# LiteLLM 1.106.0 takes daily, weekly, monthly, 1mo and N s/m/h/d/w; of `yearly` it knows only 365d (see litellm.py).
+type BudgetDuration = Annotated[str, Meta(pattern=r"^(daily|weekly|monthly|yearly|1mo|[1-9][0-9]{0,4}[smhdw])$")]
+
+
+class Deadline:
+    """A moment, on this process's clock, by which something has to be over."""
+
+    __slots__ = ("_at",)
+
+    def __init__(self, seconds: float) -> None:
+        self._at = time.monotonic() + seconds
+
+    def remaining_seconds(self) -> float:
+        return max(0.0, self._at - time.monotonic())
+
+
+class Actor(msgspec.Struct, frozen=True, kw_only=True):
+    """What an audit record says of the request behind a change."""
+
+    ip_address: str | None
+    user_agent: str | None
+    request_id: str
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who calls, as the token's claims say: an issuer's name and a subject; the database knows the rest."""
+
+    provider: str
+    subject: str
+    username: str
+    email: str
+    full_name: str | None
+    roles: tuple[str, ...]
+    actor: Actor
+
+
+class NewApiKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The body of POST /api/v1/api-keys; every field is optional and null means not set. Money is in US dollars."""
+
+    model_ids: Annotated[list[ModelId], Meta(min_length=1, max_length=100)] | None = None
+    subscription_id: UUID | None = None
+    name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    expires_at: Annotated[datetime, Meta(tz=True)] | None = None
+    max_budget: Money | None = None
+    soft_budget: Money | None = None
+    budget_duration: BudgetDuration | None = None
+    tpm_limit: Limit | None = None
+    rpm_limit: Limit | None = None
+    max_parallel_requests: Limit | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class ModelDetails(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+    provider: str
+
+
+class KeySettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a key is allowed, after defaults: stored with the operation, sent to LiteLLM. Holds no secret."""
+
+    models: list[str]
+    name: str | None = None
+    expires_at: datetime | None = None
+    max_budget: float | None = None
+    soft_budget: float | None = None
+    budget_duration: str | None = None
+    tpm_limit: int | None = None
+    rpm_limit: int | None = None
+    max_parallel_requests: int | None = None
+    metadata: dict[str, Any] = {}
+
+
+class GatewayUser(msgspec.Struct, frozen=True, kw_only=True):
+    """The user as LiteLLM has to know it; `is_known` once LiteLLM confirmed it."""
+
+    id: UUID
+    is_known: bool
+    max_budget: float | None = None
+    tpm_limit: int | None = None
+    rpm_limit: int | None = None
+    budget_duration: str | None = None
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """One secret of a key, known by its sha256; `is_unsafe` while an unanswered generate may still make it."""
+
+    hash: str
+    is_unsafe: bool
+
+
+class PendingCreate(msgspec.Struct, frozen=True, kw_only=True):
+    """A create that T1 has committed and LiteLLM has not seen yet."""
+
+    operation_id: UUID
+    epoch: int
+    api_key_id: UUID
+    user: GatewayUser
+    token_hash: str
+    alias: str
+    mark: str
+    settings: KeySettings
+    remaining_seconds: int | None
+    model_details: list[ModelDetails]
+    created_at: datetime
+    key_prefix: str
+    subscription_id: UUID | None = None
+
+
+class IssuedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The answer to a create, the only place where `key`, the secret, is ever shown."""
+
+    id: UUID
+    user_id: UUID
+    name: str
+    key: str
+    key_prefix: str
+    models: list[str]
+    model_details: list[ModelDetails]
+    is_active: bool
+    created_at: str
+    expires_at: str | UnsetType = UNSET
+    subscription_id: UUID | UnsetType = UNSET
+    status: str
+
+
+class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
+    """A delete that T1 has committed: the key is off in the database, its tokens are condemned."""
+
+    operation_id: UUID
+    epoch: int
+    api_key_id: UUID
+    tokens: list[Token]
+
+
+class DeletedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """`effective_by`: the moment from which the last LiteLLM replica has forgotten the key."""
+
+    message: str
+    deleted_at: str
+    effective_by: str
+
+
+class PendingDeletion(msgspec.Struct, frozen=True, kw_only=True):
+    message: str
+    status: Literal["pending"] = "pending"
+
+
+class Cursor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Where the next page starts: after this key; `total` is carried along so that it is counted once."""
+
+    created_at: Annotated[datetime, Meta(tz=True)]
+    id: UUID
+    total: Annotated[int, Meta(ge=0, le=_MAX_INTEGER)]
+
+
+class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """The query of GET /api/v1/api-keys, checked."""
+
+    page: int = 1
+    limit: int = 20
+    cursor: Cursor | None = None
+    is_active: bool | None = None
+    model_ids: list[str] | None = None
+    subscription_id: UUID | None = None
+
+
+class ListedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A key in a list; the field order and the empty values are LiteMaaS's own."""
+
+    id: UUID
+    user_id: UUID
+    key_prefix: str
+    models: list[str]
+    created_at: str
+    is_active: bool
+    status: str
+    name: str
+    model_details: list[ModelDetails]
+    current_spend: float
+    budget_duration: str
+    model_max_budget: dict[str, Any]
+    model_rpm_limit: dict[str, Any]
+    model_tpm_limit: dict[str, Any]
+    metadata: dict[str, Any]
+    subscription_id: UUID | UnsetType = UNSET
+    last_used_at: str | UnsetType = UNSET
+    expires_at: str | UnsetType = UNSET
+    max_budget: float | UnsetType = UNSET
+    soft_budget: float | UnsetType = UNSET
+    tpm_limit: int | UnsetType = UNSET
+    rpm_limit: int | UnsetType = UNSET
+    max_parallel_requests: int | UnsetType = UNSET
+    spend_as_of: str | UnsetType = UNSET
+
+
+class Pagination(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    page: int | UnsetType = UNSET
+    limit: int
+    total: int
+    total_pages: int
+    next_cursor: str | UnsetType = UNSET
+
+
+class KeyPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[ListedKey]
+    pagination: Pagination
+
+
+def timestamp(moment: datetime) -> str:
+    """ISO 8601 UTC with milliseconds and Z, as JavaScript's Date writes it."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def or_unset[T](value: T | None) -> T | UnsetType:
+    """Absent values are left out of an answer, never null."""
+    return UNSET if value is None else value
+
+
+def parse_uuid(text: str) -> UUID | None:
+    """A UUID in its canonical form only: the one that the database answers with."""
+    try:
+        parsed = UUID(text)
+    except ValueError:
+        return None
+    return parsed if str(parsed) == text.lower() else None

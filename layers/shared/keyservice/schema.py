@@ -1,0 +1,121 @@
+"""Applies the SQL migrations: in order, once each, under a lock, and grants the app role what it needs."""
+
+import hashlib
+import secrets
+from importlib import resources
+from typing import Any, LiteralString, cast
+
+import msgspec
+import psycopg
+from psycopg import sql
+from psycopg.rows import DictRow, dict_row
+
+# Any number that nobody else locks with; two migrations at once wait for each other here.
+_LOCK = 5_218_736_409_127_743_981
+
+
+class MigrationError(Exception):
+    """The schema cannot be brought up to date; the message says why and what to do."""
+
+
+class Migrated(msgspec.Struct, frozen=True, kw_only=True):
+    """`applied` by this run, `version` the newest now in the database."""
+
+    applied: list[str]
+    version: str
+
+
+class _Migration(msgspec.Struct, frozen=True):
+    name: str
+    text: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def migrate(connection: psycopg.Connection[Any], *, app_user: str, stack_name: str, litellm_url: str) -> Migrated:
+    """Brings the schema up to date in ONE transaction: all of it, or nothing and an exception.
+
+    Safe to run twice and at once. Connects directly, not through a proxy (it takes an advisory lock).
+    Raises MigrationError when an applied migration's text has changed or the app role does not exist.
+    """
+    with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
+        cursor.execute("/* lock_migrations */ SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+        _require_role(cursor, app_user)
+        cursor.execute(
+            """/* create_migrations */
+            CREATE TABLE IF NOT EXISTS keyservice_migrations (
+                name text PRIMARY KEY,
+                checksum text NOT NULL,
+                applied_at timestamptz NOT NULL DEFAULT now()
+            )"""
+        )
+        applied = _apply_missing(cursor)
+        _mark_installation(cursor, stack_name=stack_name, litellm_url=litellm_url)
+        _grant(cursor, app_user)
+        return Migrated(applied=applied, version=_migrations()[-1].name)
+
+
+def _apply_missing(cursor: psycopg.Cursor[DictRow]) -> list[str]:
+    rows = cursor.execute("/* read_migrations */ SELECT name, checksum FROM keyservice_migrations").fetchall()
+    known = {row["name"]: row["checksum"] for row in rows}
+    applied: list[str] = []
+    for migration in _migrations():
+        if migration.name in known:
+            if known[migration.name] != migration.checksum:
+                raise MigrationError(
+                    f"migration {migration.name} was changed after it was applied; "
+                    "restore its text and put the change into a new migration"
+                )
+            continue
+        cursor.execute(cast(LiteralString, migration.text))
+        cursor.execute(
+            "/* record_migration */ INSERT INTO keyservice_migrations (name, checksum) VALUES (%s, %s)",
+            [migration.name, migration.checksum],
+        )
+        applied.append(migration.name)
+    return applied
+
+
+def _migrations() -> list[_Migration]:
+    files = sorted(
+        (file for file in resources.files("keyservice").joinpath("migrations").iterdir() if file.name.endswith(".sql")),
+        key=lambda file: file.name,
+    )
+    return [_Migration(name=file.name.removesuffix(".sql"), text=file.read_text("utf-8")) for file in files]
+
+
+def _mark_installation(cursor: psycopg.Cursor[DictRow], *, stack_name: str, litellm_url: str) -> None:
+    """The mark is made once and for all: it begins the alias of every LiteLLM key this database owns."""
+    cursor.execute(
+        """/* mark_installation */
+        INSERT INTO keyservice_installation (mark, stack_name, litellm_url)
+        VALUES (%(mark)s, %(stack_name)s, %(litellm_url)s)
+        ON CONFLICT DO NOTHING""",
+        {"mark": f"lmk-{secrets.token_hex(6)}", "stack_name": stack_name, "litellm_url": litellm_url},
+    )
+
+
+def _require_role(cursor: psycopg.Cursor[DictRow], app_user: str) -> None:
+    if cursor.execute("/* find_role */ SELECT 1 FROM pg_roles WHERE rolname = %s", [app_user]).fetchone() is None:
+        raise MigrationError(
+            "the app role (parameter DatabaseAppUser) does not exist in PostgreSQL; create it with LOGIN and try again"
+        )
+
+
+# No DDL; the audit log can be read and appended to, never rewritten.
+_GRANTS: tuple[LiteralString, ...] = (
+    "GRANT SELECT, INSERT, UPDATE ON users TO {role}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON api_keys, api_key_models TO {role}",
+    "GRANT SELECT ON subscriptions, teams, team_members, system_settings TO {role}",
+    "GRANT SELECT, INSERT ON models TO {role}",
+    "GRANT SELECT, INSERT ON audit_logs TO {role}",
+    "GRANT SELECT, INSERT, UPDATE ON api_key_tokens, api_key_operations TO {role}",
+    "GRANT SELECT ON keyservice_installation, keyservice_migrations TO {role}",
+)
+
+
+def _grant(cursor: psycopg.Cursor[DictRow], app_user: str) -> None:
+    for grant in _GRANTS:
+        cursor.execute(sql.SQL(grant).format(role=sql.Identifier(app_user)))

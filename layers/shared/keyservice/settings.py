@@ -1,0 +1,86 @@
+"""The settings of one execution environment, read from a mapping of the environment's variables."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import msgspec
+
+
+class SettingsError(Exception):
+    """A variable is missing or malformed; the message names it and never its value."""
+
+
+class ClaimNames(msgspec.Struct, frozen=True, kw_only=True):
+    """Which claims of the access token say who calls; `provider` is users.oauth_provider."""
+
+    provider: str
+    subject: str
+    username: str
+    email: str
+    full_name: str
+    roles: str
+
+
+class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
+    host: str
+    port: int
+    name: str
+    secret_arn: str
+    ca_bundle: str
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Every variable a function may be given; one a function does not get raises when it is read."""
+
+    variables: Mapping[str, str]
+
+    def text(self, name: str) -> str:
+        value = self.variables.get(name, "")
+        if not value:
+            raise SettingsError(f"the environment variable {name} is not set")
+        return value
+
+    def integer(self, name: str) -> int:
+        return self._parsed(name, int)
+
+    def seconds(self, name: str) -> float:
+        return self._parsed(name, float)
+
+    def _parsed[T](self, name: str, parse: Callable[[str], T]) -> T:
+        try:
+            return parse(self.text(name))
+        except ValueError as error:
+            raise SettingsError(f"the environment variable {name} is not a number") from error
+
+    @property
+    def database(self) -> DatabaseSettings:
+        return DatabaseSettings(
+            host=self.text("DATABASE_HOST"),
+            port=self.integer("DATABASE_PORT"),
+            name=self.text("DATABASE_NAME"),
+            secret_arn=self.text("DATABASE_SECRET_ARN"),
+            ca_bundle=self.variables.get("DATABASE_CA_BUNDLE", ""),
+        )
+
+    @property
+    def claim_names(self) -> ClaimNames:
+        return ClaimNames(
+            provider=self.text("OAUTH_PROVIDER"),
+            subject=self.text("SUBJECT_CLAIM"),
+            username=self.text("USERNAME_CLAIM"),
+            email=self.text("EMAIL_CLAIM"),
+            full_name=self.text("NAME_CLAIM"),
+            roles=self.text("ROLES_CLAIM"),
+        )
+
+    @property
+    def model_access(self) -> Literal["subscription", "any"]:
+        value = self.text("MODEL_ACCESS")
+        if value not in ("subscription", "any"):
+            raise SettingsError("the environment variable MODEL_ACCESS is neither `subscription` nor `any`")
+        return value
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long an operation belongs to the invocation that claimed it: its timeout and 5 s more."""
+        return self.seconds("FUNCTION_TIMEOUT_SECONDS") + 5

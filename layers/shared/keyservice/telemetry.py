@@ -1,0 +1,32 @@
+"""The one logger and the one set of metrics of an execution environment."""
+
+import logging
+
+from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools.metrics import MetricUnit
+
+logger = Logger()
+metrics = Metrics()
+
+# httpx writes an INFO line with the URL for every call; the request line of `endpoint` is the only one we want.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def count(name: str) -> None:
+    metrics.add_metric(name=name, unit=MetricUnit.Count, value=1)
+
+
+def milliseconds(name: str, value: float) -> None:
+    metrics.add_metric(name=name, unit=MetricUnit.Milliseconds, value=round(value, 3))
+
+
+def write_request(*, operation: str, outcome: str, duration_ms: float) -> None:
+    """One EMF line: every metric of the request by operation and outcome, and once more over the whole service."""
+    metrics.add_dimension(name="operation", value=operation)
+    metrics.add_dimension(name="outcome", value=outcome)
+    metrics.add_dimensions(service=str(logger.service))
+    count("Requests")
+    milliseconds("Latency", duration_ms)
+    if outcome == "error":
+        count("ServerErrors")
+    metrics.flush_metrics()

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from starlette.requests import Request
 
-from local.litellm.refusals import Row, refused, refused_as_invalid, refused_as_repr, refused_with_detail, unhandled
+from local.litellm.refusals import Row, Unhandled, refused, refused_as_invalid, refused_as_repr, refused_with_detail
 from local.litellm.rows import is_expired, token_of
 from local.litellm.tables import Tables
 
@@ -74,7 +74,7 @@ class Call:
         except ValueError:
             raise refused_as_invalid("json_invalid", ["body", 1], "not JSON") from None
         if not isinstance(body, dict):
-            raise unhandled()
+            raise Unhandled
         return cast(Row, body)
 
     def check_is_admin(self) -> None:

@@ -3,7 +3,7 @@
 Status, `type`, `param` and `code` are LiteLLM's; the sentences are our own, because no caller may depend on them.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 type Row = dict[str, Any]
 
@@ -46,5 +46,7 @@ def not_storable() -> Refused:
     return refused_as_repr(500, "Internal Server Error.")
 
 
-def unhandled() -> Refused:
-    return Refused(500, {"error": {"message": "Internal server error", "type": "internal_server_error"}})
+class Unhandled(Exception):
+    """Where LiteLLM itself fails: the answer has a shape of its own, and the connection ends with it."""
+
+    answer: ClassVar[Row] = {"error": {"message": "Internal server error", "type": "internal_server_error"}}

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from local.litellm.access import COMPLETION_PATHS, MODEL_INFO_PATHS, MODEL_LIST_PATHS, Call, authenticate
 from local.litellm.completions import ModelRoutes
 from local.litellm.keys import KeyRoutes
-from local.litellm.refusals import Refused, Row
+from local.litellm.refusals import Refused, Row, Unhandled
 from local.litellm.tables import Tables
 from local.litellm.users import UserRoutes
 
@@ -54,7 +54,8 @@ def application(*, master_key: str, models: list[str], state_path: str | None = 
             Route("/health/liveness", _liveliness),
             Route("/health/readiness", _readiness),
         ],
-        exception_handlers={HTTPException: _not_routed},
+        # Starlette raises what `_unhandled` answered again, and uvicorn then ends the connection: as at LiteLLM.
+        exception_handlers={HTTPException: _not_routed, Exception: _unhandled},
     )
 
 
@@ -69,3 +70,7 @@ async def _readiness(_: Request) -> Response:
 async def _not_routed(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+
+
+async def _unhandled(_: Request, __: Exception) -> Response:
+    return JSONResponse(Unhandled.answer, 500)

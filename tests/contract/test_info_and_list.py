@@ -1,0 +1,167 @@
+"""GET /key/info, POST /v2/key/info, GET /key/list."""
+
+from typing import Any
+
+import pytest
+
+from tests.contract.gateway import Gateway, error_of, invalid_fields, unique
+
+
+def test_info_echoes_what_was_asked_and_holds_no_hash(gateway: Gateway):
+    key = gateway.generate()
+
+    by_hash = gateway.get("/key/info", {"key": key["token"]}).json()
+    by_value = gateway.get("/key/info", {"key": key["key"]}).json()
+
+    assert by_hash["key"] == key["token"]
+    assert by_value["key"] == key["key"]
+    assert by_hash["info"] == by_value["info"]
+    assert "token" not in by_hash["info"]
+
+
+@pytest.mark.parametrize("key", ["f" * 64, "sk-never-existed-000", "nonsense", ""], ids=["hash", "key", "nonsense", ""])
+def test_info_of_what_never_existed_is_a_404(key: str, gateway: Gateway):
+    answer = gateway.get("/key/info", {"key": key})
+
+    assert error_of(answer) == (404, "not_found_error", "key", "404")
+
+
+def test_the_status_tells_active_blocked_expired_and_deleted_keys_apart(gateway: Gateway):
+    active, blocked, expired, deleted = (gateway.generate(duration=text) for text in ("1h", "1h", "0s", "1h"))
+    gateway.post("/key/block", {"key": blocked["token"]})
+    gateway.delete(deleted["token"])
+
+    statuses = [gateway.info(key["token"])["status"] for key in (active, blocked, expired, deleted)]
+
+    assert statuses == ["active", "revoked", "expired", "deleted"]
+
+
+def test_the_info_of_many_leaves_out_missing_and_deleted_keys(gateway: Gateway):
+    live, deleted = gateway.generate(key_alias=unique("alias")), gateway.generate()
+    gateway.delete(deleted["token"])
+    asked = [live["token"], deleted["token"], "f" * 64]
+
+    answer = gateway.post("/v2/key/info", {"keys": asked}).json()
+
+    assert answer["key"] == asked
+    assert [info["key_alias"] for info in answer["info"]] == [live["key_alias"]]
+
+
+@pytest.fixture(scope="module")
+def listed(gateway: Gateway) -> list[dict[str, Any]]:
+    """Three keys of one user, the oldest first."""
+    user_id, mark = unique("User"), unique("Mark")
+    return [
+        gateway.generate(user_id=user_id, key_alias=f"{mark}:{number}", metadata={"keyservice": {"mark": mark}})
+        for number in range(3)
+    ]
+
+
+def tokens(keys: list[dict[str, Any]]) -> list[str]:
+    return [key["token"] for key in keys]
+
+
+def test_a_list_is_newest_first_and_holds_hashes(listed: list[dict[str, Any]], gateway: Gateway):
+    answer = gateway.get("/key/list", {"user_id": listed[0]["user_id"]}).json()
+
+    assert answer == {"keys": tokens(listed)[::-1], "total_count": 3, "current_page": 1, "total_pages": 1}
+
+
+def test_a_list_is_paged_by_offset(listed: list[dict[str, Any]], gateway: Gateway):
+    user_id = listed[0]["user_id"]
+
+    pages = [gateway.get("/key/list", {"user_id": user_id, "page": page, "size": 2}).json() for page in (1, 2, 9)]
+
+    assert [page["keys"] for page in pages] == [tokens(listed)[:0:-1], tokens(listed)[:1], []]
+    assert [(page["total_count"], page["total_pages"]) for page in pages] == [(3, 2)] * 3
+
+
+def test_a_list_of_full_objects_holds_hash_alias_and_metadata(listed: list[dict[str, Any]], gateway: Gateway):
+    query = {"user_id": listed[0]["user_id"], "return_full_object": "true", "size": 1}
+
+    (key,) = gateway.get("/key/list", query).json()["keys"]
+
+    newest = listed[-1]
+    assert (key["token"], key["key_alias"], key["metadata"]) == (
+        newest["token"],
+        newest["key_alias"],
+        newest["metadata"],
+    )
+    assert (key["models"], key["spend"], key["max_budget"], key["expires"]) == ([], 0, None, None)
+    assert "key" not in key or key["key"] is None
+
+
+@pytest.mark.parametrize("spelling", [str, str.lower, str.upper], ids=["as it is", "lower", "upper"])
+def test_a_part_of_an_alias_is_found_in_any_case(spelling: Any, listed: list[dict[str, Any]], gateway: Gateway):
+    part = listed[0]["key_alias"][2:-1]
+
+    answer = gateway.get("/key/list", {"key_alias": spelling(part), "substring_matching": "true"}).json()
+
+    assert answer["keys"] == tokens(listed)[::-1]
+
+
+def test_a_part_of_an_alias_is_a_pattern_in_which_underscore_is_any_letter(
+    listed: list[dict[str, Any]], gateway: Gateway
+):
+    alias = listed[0]["key_alias"]
+    pattern = alias.replace("-", "_")
+
+    answer = gateway.get("/key/list", {"key_alias": pattern, "substring_matching": "true"}).json()
+
+    assert answer["keys"] == [listed[0]["token"]]
+
+
+def test_without_substring_matching_an_alias_is_exact(listed: list[dict[str, Any]], gateway: Gateway):
+    alias = listed[1]["key_alias"]
+
+    assert gateway.get("/key/list", {"key_alias": alias}).json()["keys"] == [listed[1]["token"]]
+    assert gateway.get("/key/list", {"key_alias": alias.lower()}).json()["keys"] == []
+    assert gateway.get("/key/list", {"key_alias": alias[:-1]}).json()["keys"] == []
+
+
+def test_a_list_by_hash_finds_the_one_key(listed: list[dict[str, Any]], gateway: Gateway):
+    answer = gateway.get("/key/list", {"key_hash": listed[1]["token"]}).json()
+
+    assert answer["keys"] == [listed[1]["token"]]
+
+
+def test_a_list_can_be_sorted(listed: list[dict[str, Any]], gateway: Gateway):
+    query = {"user_id": listed[0]["user_id"], "sort_by": "key_alias", "sort_order": "asc"}
+
+    assert gateway.get("/key/list", query).json()["keys"] == tokens(listed)
+
+
+def test_a_list_can_be_narrowed_to_a_status(gateway: Gateway):
+    user_id = unique("user")
+    keys = {
+        "active": gateway.generate(user_id=user_id),
+        "revoked": gateway.generate(user_id=user_id, blocked=True),
+        "expired": gateway.generate(user_id=user_id, duration="0s"),
+        "deleted": gateway.generate(user_id=user_id),
+    }
+    gateway.delete(keys["deleted"]["token"])
+
+    for status, key in keys.items():
+        answer = gateway.get("/key/list", {"user_id": user_id, "status": status}).json()
+
+        assert answer["keys"] == [key["token"]], status
+
+
+@pytest.mark.parametrize(
+    ("query", "problem"),
+    [
+        ({"size": 101}, ("less_than_equal", ("query", "size"))),
+        ({"size": 0}, ("greater_than_equal", ("query", "size"))),
+        ({"page": 0}, ("greater_than_equal", ("query", "page"))),
+        ({"page": "x"}, ("int_parsing", ("query", "page"))),
+        ({"return_full_object": "x"}, ("bool_parsing", ("query", "return_full_object"))),
+    ],
+    ids=["size 101", "size 0", "page 0", "page x", "flag x"],
+)
+def test_a_list_out_of_bounds_is_a_422(query: dict[str, Any], problem: tuple[str, Any], gateway: Gateway):
+    assert invalid_fields(gateway.get("/key/list", query)) == [problem]
+
+
+@pytest.mark.parametrize("query", [{"sort_by": "nope"}, {"sort_by": "token", "sort_order": "nope"}, {"status": "nope"}])
+def test_a_list_by_an_unknown_word_is_a_400(query: dict[str, str], gateway: Gateway):
+    assert error_of(gateway.get("/key/list", query)) == (400, "internal_server_error", "None", "400")

@@ -6,9 +6,7 @@ from keyservice.models import NewApiKey
 
 _DEPRECATION = {
     "x-api-deprecation-warning": "subscriptionId parameter is deprecated. Use modelIds array instead.",
-    "x-api-migration-guide": (
-        "See /docs/api/migration-guide for details on upgrading to multi-model API keys."
-    ),
+    "x-api-migration-guide": ("See /docs/api/migration-guide for details on upgrading to multi-model API keys."),
 }
 
 
@@ -19,5 +17,4 @@ def handler(request: Request) -> Response:
     if wanted.subscription_id is not None:
         request.notices.update(_DEPRECATION)
     key = wiring.key_creation().create(caller, wanted, deadline=request.gateway_deadline())
-    request.log.update(key_id=str(key.id), user_id=str(key.user_id))
     return Response(status=201, body=key, headers={"location": f"/api/v1/api-keys/{key.id}"})

@@ -7,7 +7,7 @@ from keyservice.models import DeletedKey
 
 @endpoint("delete_api_key")
 def handler(request: Request) -> Response:
-    key_id = request.path_parameters["id"]
-    request.log.update(key_id=key_id)
-    outcome = wiring.key_deletion().delete(request.caller, key_id, deadline=request.gateway_deadline())
+    outcome = wiring.key_deletion().delete(
+        request.caller, request.path_parameters["id"], deadline=request.gateway_deadline()
+    )
     return Response(status=200 if isinstance(outcome, DeletedKey) else 202, body=outcome)

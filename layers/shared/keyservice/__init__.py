@@ -1,18 +1,22 @@
 """The life of LiteLLM API keys: create, list, delete, each with its audit record. In reading order:
 
-endpoint    API Gateway boundary: Request, Response, @endpoint; the only place an error becomes HTTP
-wiring      builds the parts once per execution environment; the only reader of os.environ
-api_keys    ApiKeys: the rules of the service
-health      whether each backend answers
-schema      applies the SQL migrations
-store       every SQL statement on keys and operations, beside the function that runs it
-litellm     the LiteLLM client; the only module that imports httpx
-derivation  deriving a key's secret with KMS
-secret_values  reading Secrets Manager
-database    one connection per environment; reopens a stale one
-telemetry   the one logger and the one set of metrics
-models      shapes: NewApiKey, Caller, Operation, ListQuery
-decoding    turns untrusted JSON into models and reports every violation at once
-settings    Settings from a mapping
-errors      the tree of failures, each with its HTTP status and code
+endpoint        API Gateway boundary: Request, Response, @endpoint; the only place an error becomes HTTP
+callers         who calls, from a token's claims
+wiring          builds the parts once per execution environment; the only reader of os.environ
+creation        creating a key: the rules and the order of things (creation_store: its SQL)
+deletion        deleting a key (deletion_store: its SQL)
+listing         listing keys (listing_store: its SQL)
+health          whether each backend answers
+schema          applies migrations/*.sql
+model_catalog   the models LiteLLM serves, remembered for a minute
+journal         what every change shares: locks, whose change it is, giving an operation back
+litellm         the LiteLLM client; the only module that imports httpx
+derivation      deriving a key's secret with KMS
+database        one connection per environment; reopens a stale one
+secret_values   reading Secrets Manager
+decoding        turns untrusted JSON into models and reports every violation at once
+telemetry       the one logger and the one set of metrics
+models          shapes: NewApiKey, Caller, PendingCreate, ListQuery
+settings        Settings from a mapping
+errors          the tree of failures, each with its HTTP status and code
 """

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from keyservice import creation_store as store
-from keyservice import journal
+from keyservice import journal, telemetry
 from keyservice.database import Database
 from keyservice.decoding import invalid
 from keyservice.derivation import DerivedSecret, KeyDeriver, new_nonce
@@ -98,7 +98,7 @@ class KeyCreation:
     ) -> PendingCreate:
         operation_id = uuid.uuid4()
 
-        def begin() -> PendingCreate | list[store.RuleViolation]:
+        def begin() -> PendingCreate | store.Refusal:
             return store.begin_create(
                 self._database,
                 caller,
@@ -118,8 +118,10 @@ class KeyCreation:
         except OutcomeUnknown:
             # The same ids again: a first try that did commit is found by them, never doubled.
             begun = store.read_create(self._database, operation_id, token_hash=token.hash) or begin()
-        if isinstance(begun, list):
-            raise _refusal(begun, model_access=self._rules.model_access)
+        if isinstance(begun, store.Refusal):
+            telemetry.identify(user_id=begun.user_id)
+            raise _refusal(begun.rules, model_access=self._rules.model_access)
+        telemetry.identify(user_id=begun.user.id, key_id=begun.api_key_id)
         return begun
 
     def _make_in_gateway(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:

@@ -23,6 +23,13 @@ class RuleViolation(msgspec.Struct, frozen=True):
     bound: Any = None
 
 
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Every rule the request breaks; the audit record of it is written."""
+
+    user_id: UUID
+    rules: list[RuleViolation]
+
+
 class Created(msgspec.Struct, frozen=True, kw_only=True):
     """What T2 of a create made of the operation."""
 
@@ -250,9 +257,9 @@ def begin_create(
     max_active_keys: int,
     lease_seconds: float,
     drain_seconds: float,
-) -> PendingCreate | list[RuleViolation]:
+) -> PendingCreate | Refusal:
     """T1 of a create, one round trip: the user, the rules, and when none is broken the row (not active), its models,
-    the token (intended) and the operation; when one is broken, an audit record and the list of all.
+    the token (intended) and the operation; when one is broken, an audit record and a Refusal that names all.
 
     Raises IdentityConflict when the username or email belongs to another identity.
     """
@@ -290,7 +297,7 @@ def begin_create(
         raise identity_conflict(error) from error
     row = rows[0]
     if row["broken_rules"]:
-        return msgspec.convert(row["broken_rules"], list[RuleViolation])
+        return msgspec.convert({"user_id": row["user_id"], "rules": row["broken_rules"]}, Refusal)
     return _pending_create(row, token_hash=token.hash, subscription_id=wanted.subscription_id)
 
 

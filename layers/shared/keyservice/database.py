@@ -1,13 +1,13 @@
 """One PostgreSQL connection per execution environment; a stale one is reopened before anything is sent."""
 
 import select
-import time
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from typing import Any, LiteralString, NamedTuple, override
 
 import certifi
 import psycopg
 from psycopg import errors as pg
+from psycopg.abc import PQGen
 from psycopg.rows import DictRow, dict_row
 
 from keyservice.errors import DatabaseUnavailable, OutcomeUnknown
@@ -88,21 +88,8 @@ class _Connection(psycopg.Connection[DictRow]):
     """Gives up on a server that accepted a statement and never answers."""
 
     @override
-    def wait[T](self, gen: Generator[int, int, T], interval: float = 0.1) -> T:
-        deadline = time.monotonic() + STATEMENT_TIMEOUT_SECONDS
-        return super().wait(_until(gen, deadline), interval)
-
-
-def _until[T](gen: Generator[int, int, T], deadline: float) -> Generator[int, int, T]:
-    try:
-        state = next(gen)
-        while True:
-            ready = yield state
-            if not ready and time.monotonic() > deadline:
-                raise psycopg.OperationalError("the server did not answer in time")
-            state = gen.send(ready)
-    except StopIteration as ended:
-        return ended.value
+    def wait[T](self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = STATEMENT_TIMEOUT_SECONDS) -> T:
+        return super().wait(gen, interval, timeout)
 
 
 def connect(settings: DatabaseSettings, secret_values: SecretValues) -> _Connection:

@@ -6,7 +6,7 @@ from datetime import timedelta
 import msgspec
 
 from keyservice import deletion_store as store
-from keyservice import journal
+from keyservice import journal, telemetry
 from keyservice.database import Database
 from keyservice.errors import Forbidden, NotFound, Unavailable
 from keyservice.litellm import LiteLLM
@@ -42,6 +42,7 @@ class KeyDeletion:
             api_key_id=key_id,
             lease_seconds=self._rules.lease_seconds,
         )
+        telemetry.identify(key_id=key_id)
         match begun:
             case "inactive caller":
                 raise Forbidden("This account is not active. Ask an administrator.")
@@ -50,6 +51,7 @@ class KeyDeletion:
             case "running":
                 return _pending()
             case PendingDelete():
+                telemetry.identify(user_id=begun.user_id)
                 return self._finish(begun, deadline=deadline)
 
     def _finish(self, pending: PendingDelete, *, deadline: Deadline) -> DeletedKey | PendingDeletion:

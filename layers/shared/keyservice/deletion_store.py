@@ -99,6 +99,7 @@ begun AS (
 SELECT
     caller.is_active AS is_caller_active,
     owned.id AS api_key_id,
+    owned.user_id,
     coalesce(begun.id, resumed.id) AS operation_id,
     coalesce(begun.epoch, resumed.epoch) AS epoch,
     (
@@ -124,9 +125,7 @@ def begin_delete(
         "api_key_id": api_key_id,
         "lease_seconds": lease_seconds,
     }
-    _, rows = repeated_once(
-        database, Statement(_LOCK_OWN_KEY, parameters), Statement(_BEGIN_DELETE, parameters)
-    )
+    _, rows = repeated_once(database, Statement(_LOCK_OWN_KEY, parameters), Statement(_BEGIN_DELETE, parameters))
     if not rows:
         return "not found"
     if not rows[0]["is_caller_active"]:

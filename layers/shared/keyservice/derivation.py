@@ -56,13 +56,15 @@ class KeyDeriver:
         return DerivedSecret(answer["Mac"])
 
     def _connected(self) -> "KMSClient":
-        if self._client is None:
-            import boto3
-            from botocore.config import Config
+        if self._client is not None:
+            return self._client
+        import boto3
+        from botocore.config import Config
 
-            config: Any = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 2})
-            self._client = boto3.client("kms", config=config)
-        return self._client
+        config: Any = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 2})
+        client: KMSClient = boto3.client("kms", config=config)
+        self._client = client
+        return client
 
 
 def new_nonce() -> str:

@@ -61,14 +61,13 @@ class Request:
         )
         # Headers that every answer to this request carries, errors as well; a handler may add to them.
         self.notices: dict[str, str] = {}
-        # What the request line of the log tells besides: ids only.
-        self.log: dict[str, str] = {}
 
     @property
     def caller(self) -> Caller:
         """Raises Unauthorized when the token, which API Gateway has verified, names nobody we can keep."""
-        authorizer = self._event["requestContext"].get("authorizer") or {}
-        claims: Mapping[str, Any] = (authorizer.get("jwt") or {}).get("claims") or {}
+        authorizer: Mapping[str, Any] = self._event["requestContext"].get("authorizer", {})
+        jwt: Mapping[str, Any] = authorizer.get("jwt", {})
+        claims: Mapping[str, Any] = jwt.get("claims", {})
         if not claims:
             raise Unauthorized("Authentication required")
         return caller_from_claims(claims, names=wiring.settings().claim_names, actor=self.actor)
@@ -120,6 +119,7 @@ def endpoint(operation: str) -> Callable[[Callable[[Request], Response]], Callab
     def decorate(serve: Callable[[Request], Response]) -> Callable[[Event, LambdaContext], Answer]:
         def handler(event: Event, context: LambdaContext) -> Answer:
             started = time.perf_counter()
+            telemetry.begin_request()
             request = Request(event, context)
             code = "OK"
             try:
@@ -182,7 +182,6 @@ def _record(operation: str, request: Request, status: int, code: str, duration_m
         "code": code,
         "duration_ms": round(duration_ms, 2),
         "request_id": request.request_id,
-        **request.log,
     }
     if request.correlation_id:
         facts["correlation_id"] = request.correlation_id

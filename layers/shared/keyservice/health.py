@@ -46,9 +46,7 @@ class HealthCheck:
         database_state, litellm_state = await asyncio.gather(
             self._database_state(), _within_a_second(litellm.is_ready(self._litellm_url))
         )
-        status = (
-            "unhealthy" if database_state == "down" else "degraded" if litellm_state == "down" else "healthy"
-        )
+        status = "unhealthy" if database_state == "down" else "degraded" if litellm_state == "down" else "healthy"
         return Health(status=status, database=database_state, litellm=litellm_state)
 
     async def _database_state(self) -> State:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from keyservice import telemetry
 from keyservice.database import Database
 from keyservice.decoding import invalid
 from keyservice.errors import Forbidden, Violation
@@ -28,6 +29,7 @@ class KeyListing:
         """
         query = parse_list_query(parameters)
         stored = list_keys(self._database, caller, query)
+        telemetry.identify(user_id=stored.user_id)
         if not stored.is_caller_active:
             raise Forbidden("This account is not active. Ask an administrator.")
         shown = stored.keys[: query.limit]

@@ -43,6 +43,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
 class StoredPage(msgspec.Struct, frozen=True, kw_only=True):
     """At most `limit` + 1 keys, newest first: one more than asked for tells that another page follows."""
 
+    user_id: UUID | None
     is_caller_active: bool
     total: int
     keys: list[StoredKey]
@@ -98,6 +99,7 @@ page AS (
     LIMIT %(limit)s + 1 OFFSET %(offset)s
 )
 SELECT
+    caller.id AS caller_id,
     coalesce(caller.is_active, true) AS is_caller_active,
     coalesce(%(total)s::bigint, (SELECT count(*) FROM filtered)) AS total,
     page.id, page.user_id, page.key_prefix, page.created_at, page.status, page.name, page.subscription_id,
@@ -140,6 +142,7 @@ def list_keys(database: Database, caller: Caller, query: ListQuery) -> StoredPag
     except pg.UniqueViolation as error:
         raise identity_conflict(error) from error
     return StoredPage(
+        user_id=rows[0]["caller_id"] if rows else None,
         is_caller_active=all(row["is_caller_active"] for row in rows),
         total=rows[0]["total"] if rows else 0,
         keys=[msgspec.convert(row, StoredKey) for row in rows if row["id"] is not None],

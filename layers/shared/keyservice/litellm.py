@@ -5,7 +5,7 @@ Facts are of LiteLLM 1.106.0. After generate only hashes travel: LiteLLM takes t
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -123,8 +123,7 @@ class LiteLLM:
         """Whether LiteLLM has no such key now; one that it has deleted is still told, with status `deleted`."""
         answer = self._call("GET", "/key/info", query={"key": token_hash}, deadline=deadline)
         if answer.status_code == 200:
-            info: Any = _json(answer).get("info")
-            return isinstance(info, dict) and info.get("status") == "deleted"  # pyright: ignore[reportUnknownMemberType]
+            return _part(answer, "info").get("status") == "deleted"
         if _is_own_error(answer, 404):
             return True
         raise _trouble("key/info", answer)
@@ -206,7 +205,7 @@ class _ModelEntry(msgspec.Struct):
     @property
     def provider(self) -> str:
         target = str(self.litellm_params.get("model", ""))
-        return self.model_info.litellm_provider or (target.split("/")[0] if "/" in target else "unknown")
+        return self.model_info.litellm_provider or (target.split("/", maxsplit=1)[0] if "/" in target else "unknown")
 
 
 class _ModelList(msgspec.Struct):
@@ -214,7 +213,7 @@ class _ModelList(msgspec.Struct):
 
 
 @contextmanager
-def _measured() -> Iterator[None]:
+def _measured() -> Generator[None]:
     started = time.perf_counter()
     try:
         yield
@@ -223,7 +222,7 @@ def _measured() -> Iterator[None]:
 
 
 @contextmanager
-def _translated(name: str) -> Iterator[None]:
+def _translated(name: str) -> Generator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -249,14 +248,15 @@ def _json(answer: httpx.Response) -> dict[str, Any]:
         return {}
 
 
-def _own_error(answer: httpx.Response) -> dict[str, Any]:
-    error: Any = _json(answer).get("error")
-    return msgspec.convert(error, dict[str, Any]) if isinstance(error, dict) else {}
+def _part(answer: httpx.Response, name: str) -> dict[str, Any]:
+    """An object inside the answer's object; empty when there is none."""
+    part: Any = _json(answer).get(name)
+    return msgspec.convert(part, dict[str, Any]) if isinstance(part, dict) else {}
 
 
 def _is_own_error(answer: httpx.Response, status: int) -> bool:
     """LiteLLM's errors repeat their status as a string in error.code; a proxy's page in between does not."""
-    return answer.status_code == status and _own_error(answer).get("code") == str(status)
+    return answer.status_code == status and _part(answer, "error").get("code") == str(status)
 
 
 def _is_our_trouble(answer: httpx.Response) -> bool:
@@ -265,7 +265,7 @@ def _is_our_trouble(answer: httpx.Response) -> bool:
     `{"detail": "..."}` with 403: the configured master key is a virtual key. `auth_error`: LiteLLM's database is
     broken. `key_alias`: the alias exists, so an earlier attempt may have worked.
     """
-    error = _own_error(answer)
+    error = _part(answer, "error")
     if error:
         return error.get("type") == "auth_error" or error.get("param") == "key_alias"
     return answer.status_code != 422 or "detail" not in _json(answer)

@@ -146,6 +146,7 @@ class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
     operation_id: UUID
     epoch: int
     api_key_id: UUID
+    user_id: UUID
     tokens: list[Token]
 
 

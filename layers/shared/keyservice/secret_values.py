@@ -60,10 +60,12 @@ class SecretValues:
             raise SecretUnavailable from error
 
     def _connected(self) -> "SecretsManagerClient":
-        if self._client is None:
-            import boto3
-            from botocore.config import Config
+        if self._client is not None:
+            return self._client
+        import boto3
+        from botocore.config import Config
 
-            config: Any = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 2})
-            self._client = boto3.client("secretsmanager", config=config)
-        return self._client
+        config: Any = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 2})
+        client: SecretsManagerClient = boto3.client("secretsmanager", config=config)
+        self._client = client
+        return client

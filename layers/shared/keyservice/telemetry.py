@@ -20,6 +20,17 @@ def milliseconds(name: str, value: float) -> None:
     metrics.add_metric(name=name, unit=MetricUnit.Milliseconds, value=round(value, 3))
 
 
+def begin_request() -> None:
+    """Forgets whom and what the last request's line named."""
+    logger.clear_state()
+
+
+def identify(*, user_id: object = None, key_id: object = None) -> None:
+    """Puts the ids, of rows the service has found to exist, into the request's line."""
+    known = {"user_id": user_id, "key_id": key_id}
+    logger.append_keys(**{name: str(value) for name, value in known.items() if value is not None})
+
+
 def write_request(*, operation: str, outcome: str, duration_ms: float) -> None:
     """One EMF line: every metric of the request by operation and outcome, and once more over the whole service."""
     metrics.add_dimension(name="operation", value=operation)

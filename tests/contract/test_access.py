@@ -42,6 +42,13 @@ def test_a_request_without_a_key_is_a_401(headers: dict[str, str], gateway: Gate
     assert error_of(answer) == (401, "auth_error", "None", "401")
 
 
+@pytest.mark.parametrize("header", ["x-api-key", "api-key", "x-litellm-api-key"])
+def test_the_key_is_taken_from_other_headers_too(header: str, gateway: Gateway):
+    answer = gateway.http.get("/key/list", headers={header: gateway.master_key})
+
+    assert answer.status_code == 200
+
+
 @management_calls
 def test_an_llm_api_key_may_not_manage_anything(method: str, path: str, body: Any, gateway: Gateway):
     key = gateway.generate(key_type="llm_api", user_id=gateway.new_user(user_role="internal_user"))

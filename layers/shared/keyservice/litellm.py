@@ -168,10 +168,10 @@ class LiteLLM:
         query: Mapping[str, str] | None,
     ) -> httpx.Response:
         name = path.removeprefix("/")
+        master_key = self._secret_values.field(self._secret_arn, "masterKey").reveal()
         remaining = deadline.remaining_seconds()
         if remaining <= 0:
             raise GatewayUnavailable(f"{name}: no time left", may_still_happen=False)
-        master_key = self._secret_values.field(self._secret_arn, "masterKey").reveal()
         with _measured(), _translated(name):
             return self._http.request(
                 method,

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 PATIENCE_SECONDS = 3.0
 
@@ -56,7 +57,11 @@ def _is_alive(process_id: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        # One that nobody has fetched yet still answers to signals.
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True
 
 
 if __name__ == "__main__":

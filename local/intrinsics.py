@@ -106,6 +106,8 @@ class Resolver:
         return as_text(self.value(left)) == as_text(self.value(right))
 
     def _reference(self, name: str) -> Node:
+        if name == "AWS::NoValue":
+            return NO_VALUE
         if name not in self._references:
             raise StartFailed(f"the local stack has no value for !Ref {name}")
         return self._references[name]

@@ -81,6 +81,15 @@ class Child:
             _guardian.tell(forget=self.pid)
         return code
 
+    def is_running(self) -> bool:
+        """True until its end, even when another thread waits for it (exit_code() may learn of the end later)."""
+        if self._process.returncode is not None:
+            return False
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
+
     def wait(self, *, timeout_seconds: float | None = None) -> int:
         """Raises subprocess.TimeoutExpired when it still runs after the time."""
         code = self._process.wait(timeout_seconds)
@@ -89,8 +98,7 @@ class Child:
 
     def signal(self, number: signal.Signals) -> None:
         """Reaches the child's whole process group; a child already gone is no error."""
-        # poll() reaps and marks under a lock, so the number cannot belong to a stranger by now.
-        if self._process.poll() is None:
+        if self.is_running():
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
@@ -136,7 +144,8 @@ def spawn(
     """Start a program that cannot outlive this process, not even when this process is killed at this very line."""
     process = subprocess.Popen(
         # The program begins only when the guardian knows it: if we die before that, `read` meets the end of the pipe.
-        ["/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh", *command],
+        # What the shell adds to the environment is not the program's.
+        ["/bin/sh", "-c", 'unset PWD OLDPWD SHLVL; read -r _ && exec "$@" </dev/null', "sh", *command],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,

@@ -14,7 +14,8 @@ type Receive = Callable[[], Awaitable[Message]]
 type Send = Callable[[Message], Awaitable[None]]
 type AsgiApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-STOP_SECONDS = 5.0
+# Whoever still waits for an answer then is cut off.
+STOP_SECONDS = 1.0
 
 
 async def read_body(receive: Receive, *, limit: int | None = None) -> bytes | None:

@@ -156,6 +156,7 @@ class LocalStack:
         return json.loads(answer)
 
     def worker_pids(self, function: str) -> list[int]:
+        """Of the processes there are now; a killed one is in the list until its end is noticed."""
         return self._pool(function).pids()
 
     def environment(self, function: str) -> dict[str, str]:

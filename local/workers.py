@@ -91,6 +91,9 @@ class _Worker:
             deadline_epoch_seconds=time.time() + self._pool.function.timeout_seconds,
         )
 
+    def is_running(self) -> bool:
+        return self.child is not None and self.child.is_running()
+
     def assign(self, invocation: _Invocation | None) -> None:
         """Give it work, or None for no more work."""
         if invocation is not None:
@@ -170,9 +173,9 @@ class WorkerPool:
         return await invocation.answer
 
     async def retire(self) -> None:
-        """End the workers that are idle, so that the next event meets a cold start."""
+        """End the workers that have nothing to do, so that the next event meets a cold start."""
         for worker in self._workers:
-            if worker.state is _State.IDLE:
+            if worker.state in {_State.IDLE, _State.RETURNING}:
                 self._end(worker, None)
 
     async def close(self) -> None:
@@ -200,7 +203,7 @@ class WorkerPool:
         """Match what waits with who is idle, and start workers for the rest."""
         # Nobody waits any more for an invocation whose future was cancelled.
         self._waiting = deque(invocation for invocation in self._waiting if not invocation.answer.cancelled())
-        idle = [worker for worker in self._workers if worker.state is _State.IDLE]
+        idle = [worker for worker in self._workers if worker.state is _State.IDLE and worker.is_running()]
         while self._waiting and idle:
             # The most recently used one, as Lambda prefers it.
             idle.pop().assign(self._waiting.popleft())

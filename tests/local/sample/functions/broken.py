@@ -1,0 +1,4 @@
+"""A function that cannot start."""
+
+message = "no settings"
+raise RuntimeError(message)

@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -169,14 +170,22 @@ def private_directory(*, name: str) -> Path:
     """A new directory that only its owner can list; removed after this process, if not before."""
     root = tempfile.gettempdir()
     if len(root) > LONGEST_TEMPORARY_ROOT:
-        root = "/tmp"  # noqa: S108 - mkdtemp makes the directory itself safe
-    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
+        root = "/tmp"  # noqa: S108 - the directory itself is new and private
+    path = Path(root, f"{name}-{secrets.token_hex(6)}")
+    # Told before it exists: killed in between, nobody would know of it.
     _guardian.tell(remove=str(path))
+    path.mkdir(mode=0o700)
     return path
 
 
 def remove_directory(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
+
+
+def last_lines(log_path: Path, *, count: int = 1) -> str:
+    """Where a program usually says what is wrong."""
+    lines = log_path.read_text(errors="replace").strip().splitlines()
+    return " ".join(lines[-count:]) or "it gave no reason"
 
 
 def base_environment() -> dict[str, str]:

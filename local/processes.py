@@ -190,6 +190,4 @@ def last_lines(log_path: Path, *, count: int = 1) -> str:
 
 def base_environment() -> dict[str, str]:
     """What any child needs from this process's environment, and nothing of a person's settings."""
-    kept = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
-    # coverage's `patch = subprocess` passes its settings on by these.
-    return kept | {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+    return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}

@@ -268,6 +268,8 @@ def worker_environment(function: Function, *, name: str) -> dict[str, str]:
     python_path = os.pathsep.join(str(path) for path in [function.code, *function.layers])
     return {
         **base_environment(),
+        # By these coverage's `patch = subprocess` hands its settings to a child.
+        **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
         **CREDENTIALS,
         "AWS_EXECUTION_ENV": f"AWS_Lambda_{function.runtime}",
         "AWS_LAMBDA_FUNCTION_NAME": name,

@@ -30,7 +30,8 @@ class Narrator:
         return self._steps
 
     def paragraph(self, text: str) -> None:
-        self._write(textwrap.fill(text, WIDTH))
+        self._write(textwrap.fill(" ".join(text.split()), WIDTH))
+        self._write("")
 
     def progress(self, doing: str) -> None:
         self._write(f"{_INDENT}{doing} ...", _DIM)
@@ -64,6 +65,14 @@ class Narrator:
         for name, text in (("expected", expected), ("came", came)):
             lead = f"{_INDENT}{name.ljust(_SPEAKER_WIDTH)} "
             self._write(textwrap.fill(text, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead)))
+
+    def note(self, sentence: str) -> None:
+        self._write("")
+        self._write(textwrap.fill(sentence, WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT))
+
+    def verbatim(self, title: str, lines: Sequence[str]) -> None:
+        """However long they are."""
+        self._write("\n".join([f"{_INDENT}{title}:", *lines]))
 
     def summary(self, sentence: str) -> None:
         self._write("")
@@ -101,20 +110,18 @@ def layout(value: Json, *, width: int, lead: str = "", indent: str = "") -> list
 
 
 def brief(value: Json, *, only: Collection[str] = ()) -> Json:
-    """Without what is empty, and on the outermost level nothing but `only`; says how much was left out."""
+    """Without what is empty, or with nothing but the fields named `only`, at any depth; says how much it left out."""
     if isinstance(value, list):
         return [brief(member, only=only) for member in value]
     if not isinstance(value, dict):
         return value
     kept = {
-        name: brief(member) for name, member in value.items() if not _is_empty(member) and (not only or name in only)
+        name: brief(member, only=only)
+        for name, member in value.items()
+        if (name in only if only else member is not None and member not in ("", {}, []))
     }
     return kept if len(kept) == len(value) else {**kept, "...": f"{len(value) - len(kept)} more"}
 
 
 def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
-
-
-def _is_empty(value: Json) -> bool:
-    return value is None or value in ("", {}, [])

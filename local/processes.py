@@ -23,7 +23,7 @@ LONGEST_TEMPORARY_ROOT = 50
 
 
 class _Guardian:
-    """The one helper process that cleans up when this process dies without doing so itself."""
+    """The one process that cleans up when this one dies without doing so itself."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -111,13 +111,3 @@ def test_nothing_is_left_of_a_stack_whose_starter_ends(victim: Victim, number: s
     # Else the search would prove nothing.
     for part in ("guardian.py", "bin/postgres", "local.aws_server", "local.litellm", "awslambdaric"):
         assert part in commands
-
-
-def test_second_ctrl_c_during_the_end_leaves_nothing(victim: Victim) -> None:
-    victim.wait_for("up")
-
-    victim.process.send_signal(signal.SIGINT)
-    victim.process.send_signal(signal.SIGINT)
-
-    victim.process.wait()
-    victim.wait_until_nothing_is_left()

@@ -418,7 +418,9 @@ def _run(narrator: Narrator) -> int:
                 if outside is not None:
                     litellm, user_id = outside, _user_id(stack)
                     clean_up = lambda: _delete_keys_of(user_id, litellm=litellm, http=http, narrator=narrator)  # noqa: E731
-                narrator.progress(f"ready after {time.monotonic() - started:.1f} s: the API is at {stack.url}, LiteLLM at {stack.litellm_url}")
+                narrator.progress(
+                    f"ready after {time.monotonic() - started:.1f} s: the API is at {stack.url}, LiteLLM at {stack.litellm_url}"
+                )
                 try:
                     Walk(stack, models=models, http=http, narrator=narrator).whole()
                 except StepFailed as failure:

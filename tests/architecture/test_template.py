@@ -7,8 +7,9 @@ import pytest
 
 from tests.architecture.translation import DEPLOYMENT, ROOT, read_template, translate
 
-HTTP_FUNCTIONS = ["CheckHealth", "CreateApiKey", "DeleteApiKey", "ListApiKeys"]
-FUNCTIONS = sorted([*HTTP_FUNCTIONS, "MigrateDatabase"])
+HTTP_FUNCTIONS = ["CheckHealth", "CreateApiKey", "DeleteApiKey", "ListApiKeys", "ListOperations", "RetryOperation"]
+SCHEDULED_FUNCTIONS = ["SettleOperations"]
+FUNCTIONS = sorted([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS, "MigrateDatabase"])
 
 # An HTTP API answers 503 itself when an integration takes longer; it cannot be raised (AWS quota).
 HTTP_API_LIMIT_SECONDS = 30
@@ -40,10 +41,21 @@ OWN_VARIABLES = {
         "MAC_KEY_ARN",
         "MAX_ACTIVE_KEYS",
         "MODEL_ACCESS",
+        "RESUME_SECONDS",
         "STACK_NAME",
     },
     "DeleteApiKey": CALLER | {"GATEWAY_CACHE_SECONDS", "GATEWAY_DRAIN_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"},
     "ListApiKeys": CALLER,
+    "ListOperations": CALLER,
+    "RetryOperation": CALLER,
+    "SettleOperations": {
+        "EXPIRY_MODE",
+        "LITELLM_SECRET_ARN",
+        "LITELLM_URL",
+        "SETTLE_FIRST_WAIT_SECONDS",
+        "SETTLE_LONGEST_WAIT_SECONDS",
+        "SETTLE_RESERVE_SECONDS",
+    },
     "MigrateDatabase": {"DATABASE_APP_USER", "LITELLM_URL", "STACK_NAME"},
 }
 
@@ -101,8 +113,10 @@ def test_every_route_but_health_asks_for_a_token(resources: dict[str, Any]) -> N
 
     assert routes == {
         "DELETE /api/v1/api-keys/{id}": ["Jwt"],
+        "GET /api/v1/admin/operations": ["Jwt"],
         "GET /api/v1/api-keys": ["Jwt"],
         "GET /health": ["NONE"],
+        "POST /api/v1/admin/operations/{id}/retry": ["Jwt"],
         "POST /api/v1/api-keys": ["Jwt"],
     }
 
@@ -122,8 +136,10 @@ def test_each_route_calls_the_live_version_of_its_function_with_payload_2_0(reso
 
     assert targets == {
         "DELETE /api/v1/api-keys/{id}": (["DeleteApiKeyAliaslive"], "2.0"),
+        "GET /api/v1/admin/operations": (["ListOperationsAliaslive"], "2.0"),
         "GET /api/v1/api-keys": (["ListApiKeysAliaslive"], "2.0"),
         "GET /health": (["CheckHealthAliaslive"], "2.0"),
+        "POST /api/v1/admin/operations/{id}/retry": (["RetryOperationAliaslive"], "2.0"),
         "POST /api/v1/api-keys": (["CreateApiKeyAliaslive"], "2.0"),
     }
 
@@ -175,9 +191,19 @@ def test_each_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
     roles = {name: p["Role"] for name, p in of_type(resources, "AWS::Lambda::Function").items()}
 
     assert roles == {name: {"Fn::GetAtt": [f"{name}Role", "Arn"]} for name in FUNCTIONS}
-    assert sorted(of_type(resources, "AWS::IAM::Role")) == [f"{name}Role" for name in FUNCTIONS]
+    schedulers = ["SettleOperationsEveryMinuteRole"]  # they may invoke their function, and nothing else
+    assert sorted(of_type(resources, "AWS::IAM::Role")) == sorted([f"{name}Role" for name in FUNCTIONS] + schedulers)
     assert of_type(resources, "AWS::IAM::Policy") == {}
     assert of_type(resources, "AWS::IAM::ManagedPolicy") == {}
+
+
+def test_schedules_are_not_retried(resources: dict[str, Any]) -> None:
+    schedules = of_type(resources, "AWS::Scheduler::Schedule")
+
+    assert {name: p["Target"]["RetryPolicy"] for name, p in schedules.items()} == {
+        "SettleOperationsEveryMinute": {"MaximumRetryAttempts": 0, "MaximumEventAgeInSeconds": 60}
+    }
+    assert [p["MaximumRetryAttempts"] for p in of_type(resources, "AWS::Lambda::EventInvokeConfig").values()] == [0]
 
 
 def test_only_create_may_derive_secrets(resources: dict[str, Any]) -> None:
@@ -233,7 +259,7 @@ def test_no_variable_holds_a_secret(resources: dict[str, Any]) -> None:
 def test_only_the_migration_gets_the_owners_login(resources: dict[str, Any]) -> None:
     secrets = {function: variables(resources, function)["DATABASE_SECRET_ARN"]["Ref"] for function in FUNCTIONS}
 
-    assert secrets == dict.fromkeys(HTTP_FUNCTIONS, "DatabaseSecretArn") | {
+    assert secrets == dict.fromkeys([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS], "DatabaseSecretArn") | {
         "MigrateDatabase": "DatabaseMigratorSecretArn"
     }
 

@@ -81,6 +81,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return value
 
     @property
+    def expiry_mode(self) -> Literal["deactivate", "delete"]:
+        value = self.text("EXPIRY_MODE")
+        if value not in ("deactivate", "delete"):
+            raise SettingsError("the environment variable EXPIRY_MODE is neither `deactivate` nor `delete`")
+        return value
+
+    @property
     def lease_seconds(self) -> float:
         """How long an operation belongs to the invocation that claimed it: its timeout and 5 s more."""
         return self.seconds("FUNCTION_TIMEOUT_SECONDS") + 5

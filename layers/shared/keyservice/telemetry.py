@@ -1,6 +1,7 @@
 """The one logger and the one set of metrics of an execution environment."""
 
 import logging
+from collections.abc import Mapping
 
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
@@ -41,3 +42,18 @@ def write_request(*, operation: str, outcome: str, duration_ms: float) -> None:
     if outcome == "error":
         count("ServerErrors")
     metrics.flush_metrics()
+
+
+def write_settled(
+    *, attempted: int, settled: int, expired: int, pending: Mapping[str, int], oldest_pending_seconds: float
+) -> None:
+    """One EMF line for the whole service, and one for each kind of operation with how many are pending."""
+    numbers = {"Attempts": attempted, "Settled": settled, "Expired": expired}
+    for name, value in numbers.items():
+        metrics.add_metric(name=name, unit=MetricUnit.Count, value=value)
+    metrics.add_metric(name="OldestPendingAge", unit=MetricUnit.Seconds, value=round(oldest_pending_seconds, 1))
+    metrics.flush_metrics()
+    for kind, number in pending.items():
+        metrics.add_dimension(name="kind", value=kind)
+        metrics.add_metric(name="PendingOperations", unit=MetricUnit.Count, value=number)
+        metrics.flush_metrics()

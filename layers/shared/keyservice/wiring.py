@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from keyservice.health import HealthCheck
     from keyservice.listing import KeyListing
     from keyservice.litellm import LiteLLM
+    from keyservice.operations import Operations
     from keyservice.schema import Migrated
+    from keyservice.settlement import Settlement
 
 
 @cache
@@ -60,6 +62,7 @@ def key_creation() -> "KeyCreation":
             max_active_keys=settings().integer("MAX_ACTIVE_KEYS"),
             lease_seconds=settings().lease_seconds,
             drain_seconds=settings().seconds("GATEWAY_DRAIN_SECONDS"),
+            resume_seconds=settings().seconds("RESUME_SECONDS"),
         ),
     )
 
@@ -83,6 +86,31 @@ def key_listing() -> "KeyListing":
     from keyservice.listing import KeyListing
 
     return KeyListing(database=database())
+
+
+@cache
+def operations() -> "Operations":
+    from keyservice.operations import Operations
+
+    return Operations(database=database())
+
+
+@cache
+def settlement() -> "Settlement":
+    from keyservice.settlement import Settlement, SettleRules
+
+    return Settlement(
+        database=database(),
+        litellm=litellm(),
+        rules=SettleRules(
+            lease_seconds=settings().lease_seconds,
+            gateway_seconds=settings().seconds("LITELLM_BUDGET_SECONDS"),
+            reserve_seconds=settings().seconds("SETTLE_RESERVE_SECONDS"),
+            first_wait_seconds=settings().seconds("SETTLE_FIRST_WAIT_SECONDS"),
+            longest_wait_seconds=settings().seconds("SETTLE_LONGEST_WAIT_SECONDS"),
+            keeps_expired_rows=settings().expiry_mode == "deactivate",
+        ),
+    )
 
 
 @cache

@@ -260,7 +260,7 @@ class Person:
         """As the list shows it; None when the key is not in it."""
         return next((key["status"] for key in self.listed("limit=100") if key["id"] == key_id), None)
 
-    def keys(self) -> list[Row]:
+    def key_rows(self) -> list[Row]:
         """The rows, newest first."""
         return self.service.rows(
             "SELECT k.* FROM api_keys AS k JOIN users AS u ON u.id = k.user_id"

@@ -11,6 +11,7 @@ import msgspec
 from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
+from keyservice import telemetry
 from keyservice.database import Database, Rows, Statement
 from keyservice.errors import DatabaseUnavailable, GatewayUnavailable, IdentityConflict, OutcomeUnknown, ServiceError
 from keyservice.models import Actor, Caller
@@ -62,6 +63,7 @@ def release(
         "may_still_happen": may_still_happen,
         "waits_for_drain": waits_for_drain,
     }
+    telemetry.explain(error)
     try:
         database.round_trip(Statement(_RELEASE, parameters))
     except DatabaseUnavailable:

@@ -32,6 +32,11 @@ def identify(*, user_id: object = None, key_id: object = None) -> None:
     logger.append_keys(**{name: str(value) for name, value in known.items() if value is not None})
 
 
+def explain(reason: str) -> None:
+    """Puts into the request's line why the operation had to be left pending."""
+    logger.append_keys(reason=reason)
+
+
 def write_request(*, operation: str, outcome: str, duration_ms: float) -> None:
     """One EMF line: every metric of the request by operation and outcome, and once more over the whole service."""
     metrics.add_dimension(name="operation", value=operation)

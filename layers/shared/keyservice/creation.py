@@ -123,7 +123,7 @@ class KeyCreation:
         if created.state == "done":
             return Creation(key=_issued(pending, derived), is_replayed=pending.epoch > 1)
         if created.state == "pending" and created.phase == "undo":
-            self._undo(pending, created.reason or "undone", deadline=deadline)
+            self._undo(pending, created, deadline=deadline)
             raise _undone(created.reason)
         if created.state == "pending":
             raise OperationPending
@@ -245,13 +245,23 @@ class KeyCreation:
             raise OperationPending from refused
         self._finish_undo(pending, f"refused by LiteLLM: {', '.join(refused.fields) or refused.status_answered}")
 
-    def _undo(self, pending: PendingCreate, reason: str, *, deadline: Deadline) -> None:
+    def _undo(self, pending: PendingCreate, created: store.Created, *, deadline: Deadline) -> None:
         """Takes the key back as far as possible now; the operation is committed to it and is settled otherwise."""
         try:
             self._litellm.delete(pending.token_hash, deadline=deadline)
-            self._finish_undo(pending, reason)
+            if created.is_safe:
+                self._finish_undo(pending, created.reason or "undone")
+                return
         except Unavailable as trouble:
             self._release(pending, trouble, may_still_happen=True)
+            return
+        journal.release(
+            self._database,
+            operation_id=pending.operation_id,
+            epoch=pending.epoch,
+            error=journal.DRAINING,
+            waits_for_drain=True,
+        )
 
     def _finish_undo(self, pending: PendingCreate, reason: str) -> None:
         store.finish_undo(

@@ -39,11 +39,12 @@ class Repeated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Created(msgspec.Struct, frozen=True, kw_only=True):
-    """What T2 of a create made of the operation."""
+    """What T2 of a create made of the operation. `is_safe`: every generate for its token was answered."""
 
     state: Literal["done", "failed", "superseded", "pending"]
     phase: Literal["forward", "undo"]
     reason: str | None
+    is_safe: bool
 
 
 class NewToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -436,10 +437,10 @@ checked AS (
         WHEN NOT EXISTS (SELECT FROM users AS u WHERE u.id = held.user_id AND u.is_active) THEN 'inactiveUser'
         WHEN EXISTS (SELECT FROM api_keys AS k WHERE k.id = held.api_key_id AND k.expires_at <= now()) THEN 'past'
         WHEN (held.request ->> 'is_checked')::boolean AND EXISTS (
-            SELECT FROM unnest(held.models) AS model_id
+            SELECT FROM unnest(held.models) AS wanted (model_id)
             WHERE NOT EXISTS (
                 SELECT FROM subscriptions AS s
-                WHERE s.user_id = held.user_id AND s.model_id = model_id
+                WHERE s.user_id = held.user_id AND s.model_id = wanted.model_id
                 AND s.status = 'active' AND (s.expires_at IS NULL OR s.expires_at > now())
             )
         ) THEN 'notEntitled'
@@ -498,7 +499,8 @@ audited AS (
 SELECT
     coalesce(gate.state, o.state) AS state,
     coalesce(gate.phase, o.phase) AS phase,
-    coalesce(gate.reason, o.last_error) AS reason
+    coalesce(gate.reason, o.last_error) AS reason,
+    o.earlier_answered AS is_safe
 FROM api_key_operations AS o
 LEFT JOIN gate ON gate.id = o.id
 WHERE o.id = %(operation_id)s"""
@@ -525,9 +527,6 @@ WITH gate AS (
     UPDATE api_key_operations AS o
     SET state = 'failed', phase = 'undo', finished_at = now(), last_error = %(reason)s, updated_at = now()
     WHERE o.id = %(operation_id)s AND o.epoch = %(epoch)s AND o.state = 'pending'
-    AND (o.epoch = 1 OR NOT EXISTS (
-        SELECT FROM api_key_tokens AS t WHERE t.hash = o.token_hash AND t.unsafe_until > now()
-    ))
     RETURNING o.*
 ),
 removed AS (
@@ -558,8 +557,8 @@ SELECT state FROM gate"""
 
 def finish_undo(database: Database, *, operation_id: UUID, epoch: int, api_key_id: UUID, reason: str) -> bool:
     """The end of a create that did not work, once LiteLLM has said that the key is not there: no row, a dead token,
-    a failed operation and its audit record. False when it may not be done yet, an earlier request to LiteLLM being
-    unanswered, or when another has taken the operation over."""
+    a failed operation and its audit record. Only for a token that was safe when LiteLLM was asked. False when another
+    has taken the operation over."""
     _, rows = repeated_once(
         database,
         Statement(LOCK_KEY, {"api_key_id": api_key_id}),

@@ -148,6 +148,14 @@ class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
     body_fingerprint: str
 
 
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """One secret of a key, known by its hash. `is_safe`: as of the claim, so before LiteLLM is told to delete it, no
+    unanswered generate could make it any more; only then does LiteLLM's 200 or 404 prove that it is gone for ever."""
+
+    hash: str
+    is_safe: bool
+
+
 class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
     """A delete that T1 has committed: the key is off in the database; LiteLLM has to forget these tokens."""
 
@@ -155,7 +163,7 @@ class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     api_key_id: UUID
     user_id: UUID
-    token_hashes: list[str]
+    tokens: list[Token]
 
 
 class DeletedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -6,19 +6,20 @@ from uuid import UUID
 import msgspec
 
 from keyservice.database import Database, Statement
+from keyservice.models import Token
 
 SYSTEM_USER = "00000000-0000-0000-0000-000000000001"
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
-    """An operation that is ours until its lease ends, and the hashes that LiteLLM has to forget for it."""
+    """An operation that is ours until its lease ends, and the tokens that LiteLLM has to forget for it."""
 
     operation_id: UUID
     epoch: int
     kind: Literal["create", "delete"]
     api_key_id: UUID
     attempts: int
-    token_hashes: list[str]
+    tokens: list[Token]
 
 
 class JournalState(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,11 +55,14 @@ claimed AS (
 )
 SELECT
     claimed.id AS operation_id, claimed.epoch, claimed.kind, claimed.api_key_id, claimed.attempts,
-    ARRAY(
-        SELECT t.hash FROM api_key_tokens AS t
+    (
+        SELECT coalesce(
+            jsonb_agg(jsonb_build_object('hash', t.hash, 'is_safe', coalesce(t.unsafe_until <= now(), true))), '[]'
+        )
+        FROM api_key_tokens AS t
         WHERE t.api_key_id = claimed.api_key_id AND t.state <> 'dead'
         AND (claimed.kind = 'delete' OR t.hash = claimed.token_hash)
-    ) AS token_hashes
+    ) AS tokens
 FROM claimed"""
 
 

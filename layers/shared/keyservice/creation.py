@@ -6,7 +6,7 @@ dies in between leaves an operation that anybody can finish or undo.
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -17,6 +17,7 @@ from keyservice.database import Database
 from keyservice.decoding import invalid
 from keyservice.derivation import DerivedSecret, KeyDeriver, new_nonce
 from keyservice.errors import (
+    DatabaseUnavailable,
     DerivationUnavailable,
     Forbidden,
     GatewayRefused,
@@ -98,8 +99,12 @@ class KeyCreation:
         if isinstance(begun, store.Repeated):
             return self._replayed(begun)
         # A resumed operation has a token, and so a secret, of its own.
-        own = derived if derived.token_hash == begun.token_hash else self._derived_again(begun)
-        return self._carried_out(begun, own, deadline=deadline)
+        try:
+            own = derived if derived.token_hash == begun.token_hash else self._derived_again(begun)
+            return self._carried_out(begun, own, deadline=deadline)
+        except (DatabaseUnavailable, DerivationUnavailable) as error:
+            # T1 has committed, and LiteLLM may have acted: the operation stays for whoever comes next.
+            raise OperationPending from error
 
     def _replayed(self, repeated: store.Repeated) -> Creation:
         if repeated.original is None:
@@ -166,8 +171,7 @@ class KeyCreation:
         try:
             begun = begin()
         except OutcomeUnknown:
-            # The same ids again: a first try that did commit is found by them, never doubled.
-            begun = store.read_create(self._database, operation_id) or begin()
+            begun = self._begun_after_all(begin, operation_id)
         if isinstance(begun, store.Refusal):
             telemetry.identify(user_id=begun.user_id)
             raise _refusal(begun.rules, model_access=self._rules.model_access)
@@ -176,6 +180,21 @@ class KeyCreation:
         else:
             telemetry.identify(user_id=begun.user_id)
         return begun
+
+    def _begun_after_all(
+        self, begin: Callable[[], PendingCreate | store.Repeated | store.Refusal], operation_id: uuid.UUID
+    ) -> PendingCreate | store.Repeated | store.Refusal:
+        """After a T1 whose answer was lost. Begins with the same ids again: a first try that did commit, even one that
+        does so only now, is found by them and never doubled."""
+        try:
+            return store.read_create(self._database, operation_id) or begin()
+        except OutcomeUnknown:
+            found = store.read_create(self._database, operation_id)
+            if found is None:
+                raise
+            return found
+        except DatabaseUnavailable as error:
+            raise OutcomeUnknown from error
 
     def _make_again_in_gateway(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
         """After an attempt whose fate is unknown: what LiteLLM has, not what it answers, says whether the key is right.

@@ -9,7 +9,8 @@ from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
 from keyservice.database import Database, Statement
-from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, identity_conflict, repeated_once
+from keyservice.errors import OutcomeUnknown
+from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, registering, repeated_once
 from keyservice.models import Caller, GatewayUser, Idempotency, ModelDetails, NewApiKey, PendingCreate
 
 
@@ -111,7 +112,6 @@ discovered AS (
     FROM jsonb_to_recordset(%(gateway_models)s::jsonb) AS d (id text, name text, provider text)
     WHERE d.id = ANY (%(model_ids)s::text[])
     ON CONFLICT DO NOTHING
-    RETURNING id, name, provider
 ),
 entitled AS (
     SELECT model_id FROM subscribed WHERE is_active AND %(model_access)s = 'subscription'
@@ -166,15 +166,18 @@ earlier AS (
         CASE
             WHEN o.state = 'failed' OR (o.state <> 'pending' AND o.created_at <= now() - interval '24 hours') THEN 'free'
             WHEN o.body_fingerprint <> %(body_fingerprint)s THEN 'otherBody'
-            WHEN o.state = 'superseded' OR (o.state = 'done' AND t.state <> 'live') THEN 'gone'
-            WHEN o.state = 'done' THEN 'replay'
-            WHEN o.phase = 'undo' THEN 'undoing'
+            WHEN o.state = 'superseded' THEN 'gone'
+            WHEN o.state = 'done' AND t.state = 'live' AND k.is_active AND k.revoked_at IS NULL
+                AND (k.expires_at IS NULL OR k.expires_at > now()) THEN 'replay'
+            WHEN o.state = 'done' THEN 'gone'
+            WHEN o.phase = 'undo' OR k.id IS NULL THEN 'undoing'
             WHEN o.lease_until > now() THEN 'running'
             ELSE 'resume'
         END AS verdict
     FROM api_key_operations AS o
     JOIN caller ON caller.id = o.user_id AND caller.is_active
     JOIN api_key_tokens AS t ON t.hash = o.token_hash
+    LEFT JOIN api_keys AS k ON k.id = o.api_key_id
     WHERE o.kind = 'create' AND o.idempotency_hash = %(idempotency_hash)s
 ),
 freed AS (
@@ -290,13 +293,15 @@ SELECT
     floor(extract(epoch FROM coalesce(new_key.expires_at, earlier_key.expires_at) - now()))::bigint AS remaining_seconds,
     (SELECT mark FROM keyservice_installation) AS mark,
     (
-        SELECT jsonb_agg(jsonb_build_object('id', m.id, 'name', m.name, 'provider', m.provider) ORDER BY w.position)
-        FROM unnest(wanted.models) WITH ORDINALITY AS w (model_id, position)
-        JOIN (
-            SELECT id, name, provider FROM models WHERE id = ANY (wanted.models)
-            UNION ALL
-            SELECT id, name, provider FROM discovered
-        ) AS m ON m.id = w.model_id
+        -- Another transaction may be inserting a model this very moment, and an earlier key's may be gone.
+        SELECT coalesce(jsonb_agg(jsonb_build_object(
+            'id', w.model_id, 'name', coalesce(m.name, g.name, w.model_id),
+            'provider', coalesce(m.provider, g.provider, 'unknown')
+        ) ORDER BY w.position), '[]')
+        FROM unnest(coalesce(earlier.models, wanted.models)) WITH ORDINALITY AS w (model_id, position)
+        LEFT JOIN models AS m ON m.id = w.model_id
+        LEFT JOIN jsonb_to_recordset(%(gateway_models)s::jsonb) AS g (id text, name text, provider text)
+            ON g.id = w.model_id
     ) AS model_details
 FROM caller, wanted, broken
 LEFT JOIN new_key ON true
@@ -357,11 +362,14 @@ def begin_create(
         "resume_seconds": resume_seconds,
     }
     try:
-        _, rows = database.round_trip(
-            Statement(_REGISTER_CALLER, identity(caller)), Statement(_BEGIN_CREATE, parameters)
+        _, rows = registering(
+            database, Statement(_REGISTER_CALLER, identity(caller)), Statement(_BEGIN_CREATE, parameters)
         )
     except pg.UniqueViolation as error:
-        raise identity_conflict(error) from error
+        if error.diag.constraint_name not in _OF_A_CREATE:
+            raise
+        # The same ids are there already: a first try, given up for lost, has committed after all.
+        raise OutcomeUnknown from error
     row = rows[0]
     match row["verdict"]:
         case "otherBody" | "gone" | "undoing" | "running" as hindrance:
@@ -396,6 +404,9 @@ def _pending_create(row: dict[str, Any]) -> PendingCreate:
     )
 
 
+# Each holds an id or a hash that was chosen before T1.
+_OF_A_CREATE = ("api_keys_pkey", "api_keys_key_hash_key", "api_key_tokens_pkey", "api_key_operations_pkey")
+
 _READ_CREATE = """/* read_create */
 SELECT
     o.id AS operation_id, o.epoch, o.request, o.api_key_id, o.token_hash, t.nonce, t.alias, k.created_at, o.key_prefix,
@@ -408,9 +419,11 @@ SELECT
     floor(extract(epoch FROM k.expires_at - now()))::bigint AS remaining_seconds,
     (SELECT mark FROM keyservice_installation) AS mark,
     (
-        SELECT jsonb_agg(jsonb_build_object('id', m.id, 'name', m.name, 'provider', m.provider) ORDER BY w.position)
+        SELECT coalesce(jsonb_agg(jsonb_build_object(
+            'id', w.model_id, 'name', coalesce(m.name, w.model_id), 'provider', coalesce(m.provider, 'unknown')
+        ) ORDER BY w.position), '[]')
         FROM unnest(o.models) WITH ORDINALITY AS w (model_id, position)
-        JOIN models AS m ON m.id = w.model_id
+        LEFT JOIN models AS m ON m.id = w.model_id
     ) AS model_details
 FROM api_key_operations AS o
 JOIN api_key_tokens AS t ON t.hash = o.token_hash

@@ -47,7 +47,11 @@ class Database:
         try:
             return self._attempt(statements)
         except pg.DeadlockDetected:
+            pass
+        try:
             return self._attempt(statements)
+        except pg.DeadlockDetected as error:
+            raise DatabaseUnavailable from error
 
     def close(self) -> None:
         if self._connection is not None:

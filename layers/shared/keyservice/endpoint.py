@@ -78,7 +78,12 @@ class Request:
         claims: Mapping[str, Any] = jwt.get("claims", {})
         if not claims:
             raise Unauthorized("Authentication required")
-        return caller_from_claims(claims, names=wiring.settings().claim_names, actor=self.actor)
+        return caller_from_claims(
+            claims,
+            authorization=self.headers.get("authorization", ""),
+            names=wiring.settings().claim_names,
+            actor=self.actor,
+        )
 
     def body[T: Struct](self, shape: type[T]) -> T:
         """The JSON body. Raises PayloadTooLarge, UnsupportedMediaType, InvalidRequest, UnsupportedSetting."""

@@ -5,10 +5,9 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from psycopg import errors as pg
 
 from keyservice.database import Database, Statement
-from keyservice.journal import identity, identity_conflict
+from keyservice.journal import identity, registering
 from keyservice.models import Caller, ListQuery, ModelDetails
 
 
@@ -138,10 +137,7 @@ def list_keys(database: Database, caller: Caller, query: ListQuery) -> StoredPag
         "model_ids": query.model_ids,
         "subscription_id": query.subscription_id,
     }
-    try:
-        [rows] = database.round_trip(Statement(_LIST_KEYS, parameters))
-    except pg.UniqueViolation as error:
-        raise identity_conflict(error) from error
+    [rows] = registering(database, Statement(_LIST_KEYS, parameters))
     return StoredPage(
         user_id=rows[0]["caller_id"] if rows else None,
         is_caller_active=all(row["is_caller_active"] for row in rows),

@@ -34,8 +34,12 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _LIST_OPERATIONS = """/* list_operations */
-WITH caller AS (
+WITH known AS (
     SELECT id, is_active, roles FROM users WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+),
+caller AS (
+    -- One who has no row yet is what the token says.
+    SELECT * FROM known UNION ALL SELECT NULL, true, '{}' WHERE NOT EXISTS (SELECT FROM known)
 ),
 page AS (
     SELECT o.* FROM api_key_operations AS o
@@ -72,13 +76,17 @@ def list_operations(
         "after_id": query.cursor and query.cursor.id,
     }
     [rows] = database.round_trip(Statement(_LIST_OPERATIONS, parameters))
-    standing = _standing(rows[0] if rows else None, caller)
+    standing = _standing(rows[0], caller)
     return standing, [msgspec.convert(row, StoredOperation) for row in rows if row["id"] is not None]
 
 
 _RETRY_OPERATION = """/* retry_operation */
-WITH caller AS (
+WITH known AS (
     SELECT id, is_active, roles FROM users WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+),
+caller AS (
+    -- One who has no row yet is what the token says.
+    SELECT * FROM known UNION ALL SELECT NULL, true, '{}' WHERE NOT EXISTS (SELECT FROM known)
 ),
 found AS (
     SELECT o.id, o.state FROM api_key_operations AS o WHERE o.id = %(operation_id)s
@@ -109,12 +117,10 @@ def retry_operation(
         "operation_id": operation_id,
     }
     [rows] = database.round_trip(Statement(_RETRY_OPERATION, parameters))
-    return _standing(rows[0] if rows else None, caller), rows[0]["outcome"] if rows else "missing"
+    return _standing(rows[0], caller), rows[0]["outcome"]
 
 
-def _standing(row: dict[str, Any] | None, caller: Caller) -> Standing:
-    if row is None:
-        return Standing(user_id=None, is_active=True, roles=frozenset(caller.roles))
+def _standing(row: dict[str, Any], caller: Caller) -> Standing:
     return Standing(
         user_id=row["caller_id"],
         is_active=bool(row["is_caller_active"]),

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from keyservice.models import Actor, Caller
 from keyservice.settings import ClaimNames
 
 _MAX_LENGTH = 255  # the columns are varchar(255)
+_UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")  # PostgreSQL's text takes neither U+0000 nor half a surrogate pair
 _ROLES = ("user", "readonly", "admin", "admin-readonly")
 
 
@@ -36,7 +38,7 @@ def caller_from_claims(claims: Mapping[str, Any], *, authorization: str, names: 
 
 def _text(claims: Mapping[str, Any], name: str) -> str | None:
     value = claims.get(name)
-    if not isinstance(value, str) or not value.strip() or len(value) > _MAX_LENGTH or "\0" in value:
+    if not isinstance(value, str) or not value.strip() or len(value) > _MAX_LENGTH or _UNSTORABLE.search(value):
         return None
     return value
 

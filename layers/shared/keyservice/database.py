@@ -140,12 +140,11 @@ def connection_parameters(settings: DatabaseSettings, secret_values: SecretValue
     }
 
 
-async def is_ready(parameters: Mapping[str, Any]) -> bool:
-    """Whether a new connection with these parameters answers a query; may be cancelled at any time."""
+def is_ready(parameters: Mapping[str, Any]) -> bool:
+    """Whether a new connection with these parameters answers a query."""
     try:
-        connection = await psycopg.AsyncConnection.connect(**parameters, autocommit=True)
-        async with connection:
-            await connection.execute("/* check_health */ SELECT 1")
+        with _Connection.connect(**parameters, autocommit=True, row_factory=dict_row) as connection:
+            connection.execute("/* check_health */ SELECT 1")
     except psycopg.Error:
         return False
     return True

@@ -4,6 +4,7 @@ Each SQL statement begins with its name as a comment. Lock order in every transa
 tokens. Times are the database's own. A change and its audit record are one statement.
 """
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -88,6 +89,18 @@ def registering(database: Database, *statements: Statement) -> list[Rows]:
         raise IdentityConflict(
             "The username or email of this token belongs to another account. Ask an administrator to clear it up."
         ) from error
+
+
+def reading[T](read: Callable[[], T]) -> T:
+    """Reads once more when the connection broke in the middle: a read changes nothing. Raises DatabaseUnavailable."""
+    try:
+        return read()
+    except OutcomeUnknown:
+        pass
+    try:
+        return read()
+    except OutcomeUnknown as error:
+        raise DatabaseUnavailable from error
 
 
 def repeated_once(database: Database, *statements: Statement) -> list[Rows]:

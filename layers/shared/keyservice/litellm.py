@@ -256,11 +256,11 @@ class LiteLLM:
             )
 
 
-async def is_ready(url: str) -> bool:
-    """Whether the LiteLLM behind the URL says that it and its database are ready; may be cancelled at any time."""
+def is_ready(url: str, *, timeout_seconds: float) -> bool:
+    """Whether the LiteLLM behind the URL says that it and its database are ready."""
     try:
-        async with httpx.AsyncClient(trust_env=False) as client:
-            answer = await client.get(f"{url}/health/readiness")
+        with httpx.Client(trust_env=False, timeout=timeout_seconds) as client:
+            answer = client.get(f"{url}/health/readiness")
     except httpx.HTTPError:
         return False
     return answer.status_code == 200

@@ -7,6 +7,7 @@ from uuid import UUID
 import msgspec
 
 from keyservice.database import Database, Statement
+from keyservice.journal import reading
 from keyservice.models import Caller, OperationQuery
 
 
@@ -75,7 +76,7 @@ def list_operations(
         "after_created_at": query.cursor and query.cursor.created_at,
         "after_id": query.cursor and query.cursor.id,
     }
-    [rows] = database.round_trip(Statement(_LIST_OPERATIONS, parameters))
+    [rows] = reading(lambda: database.round_trip(Statement(_LIST_OPERATIONS, parameters)))
     standing = _standing(rows[0], caller)
     return standing, [msgspec.convert(row, StoredOperation) for row in rows if row["id"] is not None]
 

@@ -15,7 +15,7 @@ from keyservice.secret_values import SecretValues
 from keyservice.settings import DatabaseSettings
 
 CONNECT_TIMEOUT_SECONDS = 3
-STATEMENT_TIMEOUT_SECONDS = 6.0  # one more than the server's own statement_timeout, for a server that hangs
+STATEMENT_TIMEOUT_SECONDS = 5.5  # a little more than the server's own statement_timeout, for a server that hangs
 
 type Rows = list[DictRow]
 

@@ -91,6 +91,7 @@ adopted AS (
     SELECT owned.key_hash, owned.id, owned.user_id, owned.litellm_key_alias, 'condemned'
     FROM owned
     WHERE NOT EXISTS (SELECT FROM api_key_tokens AS t WHERE t.api_key_id = owned.id)
+    ON CONFLICT (hash) DO UPDATE SET api_key_id = EXCLUDED.api_key_id, state = 'condemned', updated_at = now()
     RETURNING hash
 ),
 begun AS (

@@ -4,7 +4,6 @@ Payload format 2.0 of HTTP APIs. The only place where an error becomes HTTP, and
 """
 
 import base64
-import binascii
 import ipaddress
 import re
 import time
@@ -109,7 +108,7 @@ class Request:
         text: str = self._event.get("body") or ""
         try:
             raw = base64.b64decode(text, validate=True) if self._event.get("isBase64Encoded") else text.encode()
-        except (binascii.Error, UnicodeEncodeError) as error:
+        except ValueError as error:
             raise InvalidRequest("The body is not valid UTF-8") from error
         if len(raw) > MAX_BODY_BYTES:
             raise PayloadTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes")

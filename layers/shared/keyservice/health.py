@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 from msgspec import Struct
@@ -44,11 +45,10 @@ class HealthCheck:
         return self._known
 
     def _ask(self) -> Health:
-        try:
-            # Not timed: the first read of the secret imports boto3, which says nothing about the database.
+        # Not timed: the first read of the secret imports boto3, which says nothing about the database. When it fails, the
+        # question below finds the same and answers down.
+        with suppress(SecretUnavailable):
             database.connection_parameters(self._settings, self._secret_values)
-        except SecretUnavailable:
-            pass  # the question finds the same, and answers down
         for question in (self._database, self._litellm):
             question.ask()
         until = time.monotonic() + CHECK_TIMEOUT_SECONDS

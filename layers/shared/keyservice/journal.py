@@ -14,7 +14,14 @@ from psycopg.types.json import Jsonb
 
 from keyservice import telemetry
 from keyservice.database import Database, Rows, Statement
-from keyservice.errors import DatabaseUnavailable, GatewayUnavailable, IdentityConflict, OutcomeUnknown, ServiceError
+from keyservice.errors import (
+    DatabaseUnavailable,
+    GatewayUnavailable,
+    IdentityConflict,
+    OutcomeUnknown,
+    ServiceError,
+    Unavailable,
+)
 from keyservice.models import Actor, Caller
 
 # Why an operation waits although LiteLLM answers.
@@ -69,7 +76,7 @@ def release(
     telemetry.explain(error)
     try:
         database.round_trip(Statement(_RELEASE, parameters))
-    except DatabaseUnavailable:
+    except Unavailable:
         return
 
 

@@ -100,7 +100,7 @@ page AS (
 )
 SELECT
     caller.id AS caller_id,
-    coalesce(caller.is_active, true) AS is_caller_active,
+    coalesce(caller.is_active, false) AS is_caller_active,
     coalesce(%(total)s::bigint, (SELECT count(*) FROM filtered)) AS total,
     page.id, page.user_id, page.key_prefix, page.status, page.name, page.subscription_id,
     coalesce(page.created_at, to_timestamp(0)) AS created_at,

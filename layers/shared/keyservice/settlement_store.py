@@ -121,7 +121,7 @@ adopted AS (
     FROM expired
     JOIN begun ON begun.api_key_id = expired.id
     WHERE NOT EXISTS (SELECT FROM api_key_tokens AS t WHERE t.api_key_id = expired.id)
-    ON CONFLICT (hash) DO NOTHING
+    ON CONFLICT (hash) DO UPDATE SET api_key_id = EXCLUDED.api_key_id, state = 'condemned', updated_at = now()
 )
 SELECT count(*) AS keys FROM begun"""
 

@@ -16,7 +16,7 @@ BEGIN
     THEN
         INSERT INTO api_key_tokens (hash, api_key_id, user_id, alias, state)
         VALUES (OLD.key_hash, OLD.id, OLD.user_id, OLD.litellm_key_alias, 'condemned')
-        ON CONFLICT (hash) DO NOTHING;
+        ON CONFLICT (hash) DO UPDATE SET api_key_id = EXCLUDED.api_key_id, state = 'condemned', updated_at = now();
     ELSE
         UPDATE api_key_tokens SET state = 'condemned', updated_at = now()
         WHERE api_key_id = OLD.id AND state IN ('intended', 'live', 'retiring');

@@ -201,9 +201,9 @@ class KeyCreation:
 
         It echoes a repeated generate without storing it, and answers 400 when the first one worked.
         """
-        if pending.remaining_seconds is not None and pending.remaining_seconds < 1:
-            return  # expired meanwhile: T2 finds that and undoes it
         try:
+            if pending.remaining_seconds is not None and pending.remaining_seconds < 1:
+                raise GatewayUnavailable("the key expired before LiteLLM confirmed it", may_still_happen=False)
             found = self._litellm.find(pending.token_hash, deadline=deadline)
             if found is None:
                 if not pending.user.is_known:

@@ -203,11 +203,12 @@ unsafe_again AS (
     WHERE t.hash = resumed.token_hash
 ),
 refused AS (
+    -- The operation's id, chosen before: asked a second time after a lost answer, this is recorded once.
     INSERT INTO audit_logs (
-        user_id, action, resource_type, ip_address, user_agent, success, error_message, metadata
+        id, user_id, action, resource_type, ip_address, user_agent, success, error_message, metadata
     )
     SELECT
-        caller.id, 'API_KEY_CREATE', 'API_KEY', %(ip_address)s::inet, %(user_agent)s, false,
+        %(operation_id)s, caller.id, 'API_KEY_CREATE', 'API_KEY', %(ip_address)s::inet, %(user_agent)s, false,
         (SELECT string_agg((r ->> 'field') || ': ' || (r ->> 'code'), '; ') FROM jsonb_array_elements(broken.rules) AS r),
         jsonb_build_object(
             'requestId', %(request_id)s::text, 'userId', caller.id, 'name', %(name)s::text,
@@ -215,6 +216,7 @@ refused AS (
         )
     FROM caller, wanted, broken
     WHERE broken.rules IS NOT NULL AND NOT EXISTS (SELECT FROM earlier WHERE verdict <> 'free')
+    ON CONFLICT (id) DO NOTHING
 ),
 allowed AS (
     SELECT caller.id AS user_id, wanted.*

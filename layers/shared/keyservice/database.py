@@ -91,9 +91,11 @@ class Database:
 class _Connection(psycopg.Connection[DictRow]):
     """Gives up on a server that accepted a statement and never answers."""
 
+    statement_timeout_seconds: float | None = STATEMENT_TIMEOUT_SECONDS
+
     @override
-    def wait[T](self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = STATEMENT_TIMEOUT_SECONDS) -> T:
-        return super().wait(gen, interval, timeout)
+    def wait[T](self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        return super().wait(gen, interval, timeout or self.statement_timeout_seconds)
 
 
 def connect(settings: DatabaseSettings, secret_values: SecretValues) -> _Connection:

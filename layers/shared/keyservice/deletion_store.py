@@ -58,10 +58,14 @@ superseded_audited AS (
     FROM superseded AS o
 ),
 taken AS (
-    -- Its owner wants the key deleted: an expiry under way no longer keeps the row. Another's lease is left alone, but
-    -- not our own of a first try whose answer was lost.
+    -- Its owner wants the key deleted: an expiry under way becomes that, with the owner as its actor, and no longer keeps
+    -- the row. Another's lease is left alone, but not our own of a first try whose answer was lost.
     UPDATE api_key_operations AS o
-    SET request = o.request - 'keepRow',
+    SET request = o.request - 'keepRow' - 'reason',
+        actor = CASE
+            WHEN o.request ->> 'reason' = 'expired'
+            THEN %(actor)s::jsonb || jsonb_build_object('user_id', o.user_id) ELSE o.actor
+        END,
         epoch = CASE WHEN is_free THEN o.epoch + 1 ELSE o.epoch END,
         attempts = CASE WHEN is_free THEN o.attempts + 1 ELSE o.attempts END,
         lease_until = CASE WHEN is_free THEN now() + make_interval(secs => %(lease_seconds)s) ELSE o.lease_until END,
@@ -86,11 +90,11 @@ condemned AS (
     RETURNING t.hash, coalesce(t.unsafe_until <= now(), true) AS is_safe
 ),
 adopted AS (
-    -- A key that LiteMaaS made has no token of ours; its hash is LiteLLM's token id all the same.
+    -- A key that LiteMaaS made, or gave another secret, has no token of ours; its hash is LiteLLM's token id all the same.
     INSERT INTO api_key_tokens (hash, api_key_id, user_id, alias, state)
     SELECT owned.key_hash, owned.id, owned.user_id, owned.litellm_key_alias, 'condemned'
     FROM owned
-    WHERE NOT EXISTS (SELECT FROM api_key_tokens AS t WHERE t.api_key_id = owned.id)
+    WHERE NOT EXISTS (SELECT FROM api_key_tokens AS t WHERE t.api_key_id = owned.id AND t.hash = owned.key_hash)
     ON CONFLICT (hash) DO UPDATE SET api_key_id = EXCLUDED.api_key_id, state = 'condemned', updated_at = now()
     RETURNING hash
 ),

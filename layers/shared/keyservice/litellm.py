@@ -35,6 +35,7 @@ _LITELLM_FIELDS = {
     "models": "modelIds",
     "metadata": "metadata",
 }
+_TIMED_OUT = (408, 499)  # somebody stopped waiting, which says nothing about the work
 _FIELD_NAMES = re.compile(rf"\b({'|'.join(_LITELLM_FIELDS)})\b")
 
 
@@ -78,6 +79,15 @@ class GatewayKeyPage(msgspec.Struct, frozen=True, kw_only=True):
     total_pages: int
 
 
+class _Answer(NamedTuple):
+    status_code: int
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode(errors="replace")
+
+
 class LiteLLM:
     """One keep-alive HTTP client; every method takes the Deadline by which it must have answered."""
 
@@ -101,7 +111,7 @@ class LiteLLM:
                 "max_budget": user.max_budget,
                 "tpm_limit": user.tpm_limit,
                 "rpm_limit": user.rpm_limit,
-                "budget_duration": user.budget_duration,
+                "budget_duration": _gateway_duration(user.budget_duration),
             }
         )
         answer = self._call("POST", "/user/new", body=body, deadline=deadline)
@@ -270,15 +280,6 @@ def is_ready(url: str, *, timeout_seconds: float) -> bool:
     return answer.status_code == 200
 
 
-class _Answer(NamedTuple):
-    status_code: int
-    content: bytes
-
-    @property
-    def text(self) -> str:
-        return self.content.decode(errors="replace")
-
-
 def _in_time(chunks: Iterator[bytes], deadline: Deadline) -> Iterator[bytes]:
     """httpx times out between two chunks; an answer that trickles in is given up here."""
     for chunk in chunks:
@@ -336,7 +337,8 @@ def _trouble(name: str, answer: _Answer) -> GatewayUnavailable:
     """An answer that is neither success nor refusal. LiteLLM's own 4xx did nothing; a 5xx, or an answer that is
     not LiteLLM's (a load balancer's 404), says nothing about what happens behind it."""
     telemetry.count("LiteLLMFailures")
-    did_nothing = 400 <= answer.status_code < 500 and ("error" in _json(answer) or "detail" in _json(answer))
+    is_own = "error" in _json(answer) or "detail" in _json(answer)
+    did_nothing = is_own and 400 <= answer.status_code < 500 and answer.status_code not in _TIMED_OUT
     return GatewayUnavailable(f"{name}: answered {answer.status_code}", may_still_happen=not did_nothing)
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 
 from keyservice.database import Database, Statement
-from keyservice.journal import reading
+from keyservice.journal import audited, reading
 from keyservice.models import Caller, OperationQuery
 
 
@@ -97,7 +97,14 @@ due AS (
     FROM found, caller
     WHERE o.id = found.id AND o.state = 'pending'
     AND caller.is_active AND 'admin' = ANY (caller.roles || %(claimed_roles)s::text[])
-    RETURNING o.id
+    RETURNING o.id, o.api_key_id, caller.id AS caller_id
+),
+audited AS (
+    INSERT INTO audit_logs (user_id, action, resource_type, resource_id, ip_address, user_agent, success, metadata)
+    SELECT
+        due.caller_id, 'API_KEY_OPERATION_RETRY', 'API_KEY', due.api_key_id, %(ip_address)s::inet, %(user_agent)s, true,
+        jsonb_build_object('requestId', %(request_id)s::text, 'operationId', due.id)
+    FROM due
 )
 SELECT
     caller.id AS caller_id, caller.is_active AS is_caller_active, caller.roles AS caller_roles,
@@ -116,6 +123,7 @@ def retry_operation(
         "subject": caller.subject,
         "claimed_roles": list(caller.roles),
         "operation_id": operation_id,
+        **audited(caller.actor),
     }
     [rows] = database.round_trip(Statement(_RETRY_OPERATION, parameters))
     return _standing(rows[0], caller), rows[0]["outcome"]

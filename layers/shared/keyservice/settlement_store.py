@@ -120,7 +120,9 @@ adopted AS (
     SELECT expired.key_hash, expired.id, expired.user_id, expired.litellm_key_alias, 'condemned'
     FROM expired
     JOIN begun ON begun.api_key_id = expired.id
-    WHERE NOT EXISTS (SELECT FROM api_key_tokens AS t WHERE t.api_key_id = expired.id)
+    WHERE NOT EXISTS (
+        SELECT FROM api_key_tokens AS t WHERE t.api_key_id = expired.id AND t.hash = expired.key_hash
+    )
     ON CONFLICT (hash) DO UPDATE SET api_key_id = EXCLUDED.api_key_id, state = 'condemned', updated_at = now()
 )
 SELECT count(*) AS keys FROM begun"""

@@ -5,6 +5,7 @@ dies in between leaves an operation that anybody can finish or undo.
 """
 
 import hashlib
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -224,9 +225,11 @@ class KeyCreation:
             raise OperationPending from trouble
 
     def _make_in_gateway(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
+        started = time.monotonic()
         try:
             if not pending.user.is_known:
                 self._litellm.ensure_user(pending.user, deadline=deadline)
+                pending = _aged(pending, seconds=time.monotonic() - started)
         except Unavailable as trouble:
             self._release(pending, trouble, may_still_happen=False)
             raise OperationPending from trouble
@@ -299,6 +302,13 @@ class KeyCreation:
             error=journal.reason(trouble),
             may_still_happen=may_still_happen,
         )
+
+
+def _aged(pending: PendingCreate, *, seconds: float) -> PendingCreate:
+    """LiteLLM counts a key's life from its own now: what has gone by since T1 is taken off."""
+    if pending.remaining_seconds is None:
+        return pending
+    return msgspec.structs.replace(pending, remaining_seconds=max(1, pending.remaining_seconds - int(seconds)))
 
 
 def _idempotency(idempotency_key: str, wanted: NewApiKey) -> Idempotency:

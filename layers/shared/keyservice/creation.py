@@ -153,7 +153,7 @@ class KeyCreation:
     def _give_up_refused(self, pending: PendingCreate, refused: GatewayRefused, *, deadline: Deadline) -> None:
         """Ends the operation once LiteLLM confirms that it made no key."""
         try:
-            is_absent = self._litellm.is_absent(pending.token_hash, deadline=deadline)
+            is_absent = self._litellm.find(pending.token_hash, deadline=deadline) is None
         except Unavailable as trouble:
             self._release(pending, trouble, may_still_happen=False)
             raise OperationPending from trouble

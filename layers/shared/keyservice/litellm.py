@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -22,6 +23,7 @@ from keyservice.secret_values import Masked, SecretValues
 CONNECT_TIMEOUT_SECONDS = 2.0
 # LiteLLM's uvicorn closes an idle connection after 5.0 s; a request that meets the close is lost.
 _KEEP_ALIVE_SECONDS = 3.0
+_EXPIRY_TOLERANCE = timedelta(seconds=30)
 _LITELLM_FIELDS = {
     "max_budget": "maxBudget",
     "soft_budget": "softBudget",
@@ -34,6 +36,46 @@ _LITELLM_FIELDS = {
     "metadata": "metadata",
 }
 _FIELD_NAMES = re.compile(rf"\b({'|'.join(_LITELLM_FIELDS)})\b")
+
+
+class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key as LiteLLM has it; `token` is its hash."""
+
+    token: str
+    key_alias: str | None = None
+    models: list[str] = []
+    max_budget: float | None = None
+    budget_duration: str | None = None
+    tpm_limit: int | None = None
+    rpm_limit: int | None = None
+    max_parallel_requests: int | None = None
+    expires: datetime | None = None
+    blocked: bool | None = None
+    metadata: dict[str, Any] = {}
+
+    def is_ours(self, mark: str) -> bool:
+        owner: Any = self.metadata.get("keyservice")
+        return (self.key_alias or "").startswith(f"{mark}:") and isinstance(owner, dict) and owner.get("mark") == mark  # pyright: ignore[reportUnknownMemberType]
+
+    def differences(self, settings: KeySettings) -> list[str]:
+        """LiteLLM's names of what is not as the settings say. `expires` may be some seconds off: LiteLLM counts from
+        the moment it reads the request. The soft budget is not among what LiteLLM tells."""
+        wanted = _limits(settings)
+        differing = [name for name, value in wanted.items() if getattr(self, name) != value]
+        if (self.expires is None) != (settings.expires_at is None) or (
+            self.expires is not None
+            and settings.expires_at is not None
+            and abs(self.expires - settings.expires_at) > _EXPIRY_TOLERANCE
+        ):
+            differing.append("expires")
+        return differing
+
+
+class GatewayKeyPage(msgspec.Struct, frozen=True, kw_only=True):
+    """`keys` may be fewer than LiteLLM sent: only those that bear the mark exactly."""
+
+    keys: list[GatewayKey]
+    total_pages: int
 
 
 class LiteLLM:
@@ -89,18 +131,13 @@ class LiteLLM:
                 "key_alias": alias,
                 "key_type": "llm_api",
                 "user_id": str(user_id),
-                "models": settings.models,
+                **_limits(settings),
                 "metadata": {
                     "keyservice": {"mark": mark, "api_key_id": str(api_key_id)},
                     "user": settings.metadata,
                 },
                 "duration": None if remaining_seconds is None else f"{remaining_seconds}s",
-                "max_budget": settings.max_budget,
                 "soft_budget": settings.soft_budget,
-                "budget_duration": _gateway_duration(settings.budget_duration),
-                "tpm_limit": settings.tpm_limit,
-                "rpm_limit": settings.rpm_limit,
-                "max_parallel_requests": settings.max_parallel_requests,
             }
         )
         answer = self._call("POST", "/key/generate", body=body, deadline=deadline)
@@ -119,14 +156,50 @@ class LiteLLM:
         if not _is_own_error(answer, 404):
             raise _trouble("key/delete", answer)
 
-    def is_absent(self, token_hash: str, *, deadline: Deadline) -> bool:
-        """Whether LiteLLM has no such key now; one that it has deleted is still told, with status `deleted`."""
+    def find(self, token_hash: str, *, deadline: Deadline) -> GatewayKey | None:
+        """The key as LiteLLM has it now; None when it has none. One that it deleted is still told, as `deleted`."""
         answer = self._call("GET", "/key/info", query={"key": token_hash}, deadline=deadline)
-        if answer.status_code == 200:
-            return _part(answer, "info").get("status") == "deleted"
+        if answer.status_code == 200 and (info := _part(answer, "info")):
+            return None if info.get("status") == "deleted" else _gateway_key({**info, "token": token_hash})
         if _is_own_error(answer, 404):
-            return True
+            return None
         raise _trouble("key/info", answer)
+
+    def update(
+        self, token_hash: str, settings: KeySettings, *, remaining_seconds: int | None, deadline: Deadline
+    ) -> None:
+        """Makes LiteLLM's key what the settings say; what they leave open is cleared. Metadata stays."""
+        body = {
+            "key": token_hash,
+            **_limits(settings),
+            # null clears a limit; of `duration` it is "-1" that means never.
+            "duration": "-1" if remaining_seconds is None else f"{remaining_seconds}s",
+        }
+        answer = self._call("POST", "/key/update", body=body, deadline=deadline)
+        if answer.status_code != 200:
+            raise _trouble("key/update", answer)
+
+    def list_keys(self, *, mark: str, page: int, deadline: Deadline) -> GatewayKeyPage:
+        """Page 1, 2, ... of the keys whose alias begins exactly with the mark and whose metadata agrees, sorted by
+        hash, at most 100. LiteLLM finds aliases anywhere and in any case: what is not ours is left out here."""
+        query = {
+            "key_alias": f"{mark}:",
+            "substring_matching": "true",
+            "return_full_object": "true",
+            "sort_by": "token",
+            "sort_order": "asc",
+            "size": "100",
+            "page": str(page),
+        }
+        answer = self._call("GET", "/key/list", query=query, deadline=deadline)
+        if answer.status_code != 200:
+            raise _trouble("key/list", answer)
+        try:
+            listed = msgspec.convert(_json(answer), type=_KeyList)
+        except msgspec.ValidationError as error:
+            raise _trouble("key/list", answer) from error
+        found = [_gateway_key(key) for key in listed.keys]
+        return GatewayKeyPage(keys=[key for key in found if key.is_ours(mark)], total_pages=listed.total_pages)
 
     def models(self, *, deadline: Deadline) -> list[ModelDetails]:
         """Every model LiteLLM serves, each once."""
@@ -191,6 +264,11 @@ async def is_ready(url: str) -> bool:
     except httpx.HTTPError:
         return False
     return answer.status_code == 200
+
+
+class _KeyList(msgspec.Struct):
+    keys: list[dict[str, Any]]
+    total_pages: int
 
 
 class _ModelInfo(msgspec.Struct):
@@ -274,6 +352,26 @@ def _is_our_trouble(answer: httpx.Response) -> bool:
 def _refused_fields(answer: httpx.Response) -> list[str]:
     """The request's fields that LiteLLM's answer names: its 422s locate them, its 400s only mention them."""
     return sorted({_LITELLM_FIELDS[name] for name in _FIELD_NAMES.findall(answer.text)})
+
+
+def _gateway_key(told: Mapping[str, Any]) -> GatewayKey:
+    """Raises GatewayUnavailable for an answer that is not a key."""
+    try:
+        return msgspec.convert({name: value for name, value in told.items() if value is not None}, GatewayKey)
+    except msgspec.ValidationError as error:
+        raise GatewayUnavailable("key: not understood", may_still_happen=False) from error
+
+
+def _limits(settings: KeySettings) -> dict[str, Any]:
+    """What LiteLLM enforces for a key, in its own words."""
+    return {
+        "models": settings.models,
+        "max_budget": settings.max_budget,
+        "budget_duration": _gateway_duration(settings.budget_duration),
+        "tpm_limit": settings.tpm_limit,
+        "rpm_limit": settings.rpm_limit,
+        "max_parallel_requests": settings.max_parallel_requests,
+    }
 
 
 def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,8 +54,8 @@ class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
 
     def is_ours(self, mark: str) -> bool:
-        owner: Any = self.metadata.get("keyservice")
-        return (self.key_alias or "").startswith(f"{mark}:") and isinstance(owner, dict) and owner.get("mark") == mark  # pyright: ignore[reportUnknownMemberType]
+        is_marked = _object(self.metadata.get("keyservice")).get("mark") == mark
+        return is_marked and (self.key_alias or "").startswith(f"{mark}:")
 
     def differences(self, settings: KeySettings) -> list[str]:
         """LiteLLM's names of what is not as the settings say. `expires` may be some seconds off: LiteLLM counts from
@@ -328,8 +328,11 @@ def _json(answer: httpx.Response) -> dict[str, Any]:
 
 def _part(answer: httpx.Response, name: str) -> dict[str, Any]:
     """An object inside the answer's object; empty when there is none."""
-    part: Any = _json(answer).get(name)
-    return msgspec.convert(part, dict[str, Any]) if isinstance(part, dict) else {}
+    return _object(_json(answer).get(name))
+
+
+def _object(value: object) -> dict[str, Any]:
+    return msgspec.convert(value, dict[str, Any]) if isinstance(value, dict) else {}
 
 
 def _is_own_error(answer: httpx.Response, status: int) -> bool:

@@ -8,7 +8,8 @@ import pytest
 from tests.architecture.translation import DEPLOYMENT, ROOT, read_template, translate
 
 HTTP_FUNCTIONS = ["CheckHealth", "CreateApiKey", "DeleteApiKey", "ListApiKeys"]
-FUNCTIONS = sorted([*HTTP_FUNCTIONS, "MigrateDatabase"])
+SCHEDULED_FUNCTIONS = ["Reconcile"]
+FUNCTIONS = sorted([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS, "MigrateDatabase"])
 
 # An HTTP API answers 503 itself when an integration takes longer; it cannot be raised (AWS quota).
 HTTP_API_LIMIT_SECONDS = 30
@@ -45,6 +46,14 @@ OWN_VARIABLES = {
     "DeleteApiKey": CALLER | {"GATEWAY_CACHE_SECONDS", "GATEWAY_DRAIN_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"},
     "ListApiKeys": CALLER,
     "MigrateDatabase": {"DATABASE_APP_USER", "LITELLM_URL", "STACK_NAME"},
+    "Reconcile": {
+        "GATEWAY_DRAIN_SECONDS",
+        "LITELLM_SECRET_ARN",
+        "LITELLM_URL",
+        "RECONCILE_BUCKET",
+        "RECONCILE_MODE",
+        "STACK_NAME",
+    },
 }
 
 
@@ -152,13 +161,15 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
         ("DeleteApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("ListApiKeys", ["DatabaseSecretArn"]),
         ("MigrateDatabase", ["DatabaseMigratorSecretArn"]),
+        ("Reconcile", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
     ],
 )
 def test_a_role_reads_exactly_its_secrets_and_may_do_nothing_else(
     resources: dict[str, Any], function: str, secrets: list[str]
 ) -> None:
     role = resources[f"{function}Role"]["Properties"]
-    statements = [s for policy in role["Policies"] for s in policy["PolicyDocument"]["Statement"]]
+    always = [policy for policy in role["Policies"] if "Fn::If" not in policy]
+    statements = [s for policy in always for s in policy["PolicyDocument"]["Statement"]]
 
     assert [s["Effect"] for s in statements] == ["Allow"] * len(secrets)
     assert [s["Action"] for s in statements] == [["secretsmanager:GetSecretValue"]] * len(secrets)
@@ -171,11 +182,59 @@ def test_a_role_reads_exactly_its_secrets_and_may_do_nothing_else(
     ]
 
 
+def test_only_reconcile_may_do_more_and_only_keep_its_reports_in_a_bucket_that_was_given(
+    template: dict[str, Any], resources: dict[str, Any]
+) -> None:
+    conditional = {
+        function: [
+            policy["Fn::If"] for policy in resources[f"{function}Role"]["Properties"]["Policies"] if "Fn::If" in policy
+        ]
+        for function in FUNCTIONS
+    }
+    [[condition, granted, otherwise]] = conditional.pop("Reconcile")
+
+    assert list(conditional.values()) == [[]] * len(conditional)
+    assert template["Conditions"][condition] == {"Fn::Not": [{"Fn::Equals": [{"Ref": "ReconcileBucket"}, ""]}]}
+    assert granted["PolicyDocument"]["Statement"] == [
+        {
+            "Effect": "Allow",
+            "Action": "s3:PutObject",
+            "Resource": {"Fn::Sub": "arn:${AWS::Partition}:s3:::${ReconcileBucket}/reports/*"},
+        }
+    ]
+    assert otherwise == {"Ref": "AWS::NoValue"}
+
+
+@pytest.mark.parametrize(("function", "rate"), [("Reconcile", "rate(15 minutes)")])
+def test_a_schedule_calls_the_live_version_and_never_repeats(
+    resources: dict[str, Any], function: str, rate: str
+) -> None:
+    schedule = resources[f"{function}Schedule"]["Properties"]
+    role = resources[f"{function}ScheduleRole"]["Properties"]
+    asynchronous = resources[f"{function}EventInvokeConfig"]["Properties"]
+
+    assert schedule["ScheduleExpression"] == rate
+    assert schedule["Target"]["Arn"] == {"Ref": f"{function}Aliaslive"}
+    assert schedule["Target"]["RetryPolicy"] == {"MaximumRetryAttempts": 0, "MaximumEventAgeInSeconds": 60}
+    assert "Name" not in schedule  # two stacks in one account would want the same
+    assert [s for policy in role["Policies"] for s in policy["PolicyDocument"]["Statement"]] == [
+        {"Effect": "Allow", "Action": "lambda:InvokeFunction", "Resource": {"Ref": f"{function}Aliaslive"}}
+    ]
+    assert (asynchronous["Qualifier"], asynchronous["MaximumRetryAttempts"]) == ("live", 0)
+    assert asynchronous["MaximumEventAgeInSeconds"] == 60
+
+
+def test_reconcile_is_over_before_the_next_one_comes(resources: dict[str, Any]) -> None:
+    assert resources["Reconcile"]["Properties"]["Timeout"] < 15 * 60
+
+
 def test_each_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
     roles = {name: p["Role"] for name, p in of_type(resources, "AWS::Lambda::Function").items()}
 
     assert roles == {name: {"Fn::GetAtt": [f"{name}Role", "Arn"]} for name in FUNCTIONS}
-    assert sorted(of_type(resources, "AWS::IAM::Role")) == [f"{name}Role" for name in FUNCTIONS]
+    assert sorted(of_type(resources, "AWS::IAM::Role")) == sorted(
+        [f"{name}Role" for name in FUNCTIONS] + [f"{name}ScheduleRole" for name in SCHEDULED_FUNCTIONS]
+    )
     assert of_type(resources, "AWS::IAM::Policy") == {}
     assert of_type(resources, "AWS::IAM::ManagedPolicy") == {}
 
@@ -233,7 +292,7 @@ def test_no_variable_holds_a_secret(resources: dict[str, Any]) -> None:
 def test_only_the_migration_gets_the_owners_login(resources: dict[str, Any]) -> None:
     secrets = {function: variables(resources, function)["DATABASE_SECRET_ARN"]["Ref"] for function in FUNCTIONS}
 
-    assert secrets == dict.fromkeys(HTTP_FUNCTIONS, "DatabaseSecretArn") | {
+    assert secrets == dict.fromkeys([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS], "DatabaseSecretArn") | {
         "MigrateDatabase": "DatabaseMigratorSecretArn"
     }
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 import msgspec
 
+type ReconcileMode = Literal["report", "heal"]
+
 
 class SettingsError(Exception):
     """A variable is missing or malformed; the message names it and never its value."""
@@ -84,3 +86,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def lease_seconds(self) -> float:
         """How long an operation belongs to the invocation that claimed it: its timeout and 5 s more."""
         return self.seconds("FUNCTION_TIMEOUT_SECONDS") + 5
+
+    @property
+    def job_budget_seconds(self) -> float:
+        """How long a scheduled run may go on: a minute of its timeout is for the last call, its report and the end."""
+        return self.seconds("FUNCTION_TIMEOUT_SECONDS") - 60
+
+    @property
+    def reconcile_mode(self) -> ReconcileMode:
+        value = self.text("RECONCILE_MODE")
+        if value not in ("report", "heal"):
+            raise SettingsError("the environment variable RECONCILE_MODE is neither `report` nor `heal`")
+        return value
+
+    @property
+    def reconcile_bucket(self) -> str | None:
+        return self.variables.get("RECONCILE_BUCKET") or None

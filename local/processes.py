@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ LONGEST_TEMPORARY_ROOT = 50
 
 
 class _Guardian:
-    """The one helper process that cleans up when this process dies without doing so itself."""
+    """The one process that cleans up when this one dies without doing so itself."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -169,9 +170,11 @@ def private_directory(*, name: str) -> Path:
     """A new directory that only its owner can list; removed after this process, if not before."""
     root = tempfile.gettempdir()
     if len(root) > LONGEST_TEMPORARY_ROOT:
-        root = "/tmp"  # noqa: S108 - mkdtemp makes the directory itself safe
-    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
+        root = "/tmp"  # noqa: S108 - the directory itself is new and private
+    path = Path(root, f"{name}-{secrets.token_hex(6)}")
+    # Told before it exists: killed in between, nobody would know of it.
     _guardian.tell(remove=str(path))
+    path.mkdir(mode=0o700)
     return path
 
 
@@ -179,8 +182,12 @@ def remove_directory(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def last_lines(log_path: Path, *, count: int = 1) -> str:
+    """Where a program usually says what is wrong."""
+    lines = log_path.read_text(errors="replace").strip().splitlines()
+    return " ".join(lines[-count:]) or "it gave no reason"
+
+
 def base_environment() -> dict[str, str]:
     """What any child needs from this process's environment, and nothing of a person's settings."""
-    kept = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
-    # coverage's `patch = subprocess` passes its settings on by these.
-    return kept | {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+    return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum, auto
 from pathlib import Path
@@ -226,7 +227,9 @@ class WorkerPool:
         worker.start_clock(INITIALISATION_SECONDS + self.function.timeout_seconds)
 
         def tell_loop(code: int) -> None:
-            self._loop.call_soon_threadsafe(self._exited, worker, code)
+            # A loop that is closed has nobody left who waits for this worker.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._exited, worker, code)
 
         worker.child.when_exited(tell_loop)
 
@@ -268,6 +271,8 @@ def worker_environment(function: Function, *, name: str) -> dict[str, str]:
     python_path = os.pathsep.join(str(path) for path in [function.code, *function.layers])
     return {
         **base_environment(),
+        # By these coverage's `patch = subprocess` hands its settings to a child.
+        **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
         **CREDENTIALS,
         "AWS_EXECUTION_ENV": f"AWS_Lambda_{function.runtime}",
         "AWS_LAMBDA_FUNCTION_NAME": name,

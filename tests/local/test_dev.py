@@ -64,7 +64,7 @@ def test_help_names_the_default_port() -> None:
     assert "default: 8080" in run_dev("--help").stdout
 
 
-def test_printed_calls_work_as_they_are_and_ctrl_c_ends_it() -> None:
+def test_printed_calls_work_as_they_are_and_impatient_ctrl_c_ends_it() -> None:
     port = free_port()
     dev = subprocess.Popen(
         [sys.executable, "-m", "local.dev", "--port", str(port)],
@@ -89,6 +89,7 @@ def test_printed_calls_work_as_they_are_and_ctrl_c_ends_it() -> None:
     key_id = created["id"]
     listed = carry_out(listing, token=token[1])
     deleted = carry_out(delete.replace("$KEY_ID", key_id), token=token[1])
+    dev.send_signal(signal.SIGINT)
     dev.send_signal(signal.SIGINT)
     last_words = dev.stdout.read()
     dev.stdout.close()

@@ -1,13 +1,21 @@
 """What a function gets for a request, and what the caller gets for the function's answer."""
 
+import asyncio
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from local.gateway import Gateway
+from local.loopback import listen, port_of
+from local.serving import ServerThread
 from local.stack import LocalStack
+from local.template import Template
+
+SAMPLE_TEMPLATE = Path(__file__).parent / "sample" / "template.yaml"
 
 
 def event_for(api: httpx.Client, method: str, path: str, **request: Any) -> dict[str, Any]:
@@ -38,7 +46,6 @@ def test_event_has_exactly_what_the_request_has(api: httpx.Client) -> None:
         "headers": {
             "accept": "*/*",
             "accept-encoding": "identity",
-            "connection": "keep-alive",
             "host": "api.example.com",
             "user-agent": "probe/1",
             "x-forwarded-for": "127.0.0.1",
@@ -209,6 +216,24 @@ def test_answer_of_bad_shape_is_500(api: httpx.Client, value: Any) -> None:
 
     assert answer.status_code == 500
     assert answer.text == '{"message":"Internal Server Error"}'
+
+
+def test_function_that_takes_too_long_for_the_gateway_is_503() -> None:
+    async def never(_function: str, _event: bytes) -> bytes:
+        await asyncio.sleep(3600)
+        return b""
+
+    application = Template(SAMPLE_TEMPLATE).resolve(parameters={"JwtIssuer": "https://issuer", "JwtAudience": "us"})
+    gateway = Gateway(application, invoke=never, integration_seconds=0.05)
+    thread = ServerThread()
+    listener = listen()
+    thread.serve(gateway, [listener])
+
+    answer = httpx.get(f"http://127.0.0.1:{port_of(listener)}/open/x", trust_env=False, timeout=30)
+
+    thread.close()
+    assert answer.status_code == 503
+    assert answer.text == '{"message":"Service Unavailable"}'
 
 
 def test_preflight_is_answered_without_the_function(api: httpx.Client) -> None:

@@ -1,0 +1,105 @@
+"""The stacks of the end-to-end tests: one as deployed by default, two more where a parameter must differ."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from local.seed import insert_models
+from local.stack import LocalStack
+from tests.e2e.service import MODELS, USER_AGENT, Ledger, Person, Service
+from tests.support.http_faults import FaultProxy
+from tests.support.postgres_faults import PostgresProxy
+
+
+@dataclass
+class FragileService(Service):
+    """Proxies stand between the functions and LiteLLM and PostgreSQL."""
+
+    gateway_faults: FaultProxy
+    database_faults: PostgresProxy
+
+
+@pytest.fixture(scope="session")
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture(scope="session")
+def http() -> Iterator[httpx.Client]:
+    limits = httpx.Limits(max_connections=100, keepalive_expiry=3)
+    with httpx.Client(trust_env=False, timeout=40, limits=limits, headers={"user-agent": USER_AGENT}) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, http: httpx.Client, ledger: Ledger) -> Iterator[Service]:
+    """All parameters as the template has them."""
+    logs = tmp_path_factory.mktemp("service")
+    with LocalStack.start(log_directory=logs) as stack:
+        insert_models(stack.admin_dsn, MODELS)
+        running = Service(stack, http, ledger, logs, gateway_url=stack.litellm_url)
+        ledger.services.append(running)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_fragile_service(
+    tmp_path_factory: pytest.TempPathFactory, service: Service, http: httpx.Client, ledger: Ledger
+) -> Iterator[FragileService]:
+    logs: Path = tmp_path_factory.mktemp("fragile")
+    shared = service.stack
+    socket = shared.database.socket_directory / f".s.PGSQL.{shared.database.port}"
+    with (
+        FaultProxy(shared.litellm_url) as gateway_faults,
+        PostgresProxy(socket) as database_faults,
+        LocalStack.start(
+            parameters={
+                "DatabaseHost": str(database_faults.socket_directory),
+                "DatabasePort": str(database_faults.port),
+                "DatabaseName": "fragile",
+            },
+            # A LiteLLM that never answers shall not hold up the tests for long.
+            extra_environment={"LITELLM_BUDGET_SECONDS": "2"},
+            litellm_url=gateway_faults.url,
+            litellm_master_key=shared.litellm_master_key,
+            database=shared.database,
+            aws=shared.aws,
+            workers_per_function=2,
+            log_directory=logs,
+        ) as stack,
+    ):
+        insert_models(stack.admin_dsn, MODELS)
+        running = FragileService(
+            stack,
+            http,
+            ledger,
+            logs,
+            gateway_url=shared.litellm_url,
+            gateway_faults=gateway_faults,
+            database_faults=database_faults,
+        )
+        ledger.services.append(running)
+        yield running
+
+
+@pytest.fixture
+def fragile_service(shared_fragile_service: FragileService) -> Iterator[FragileService]:
+    """Whole again after each test."""
+    yield shared_fragile_service
+    shared_fragile_service.gateway_faults.clear()
+    shared_fragile_service.database_faults.clear()
+
+
+@pytest.fixture
+def alice(service: Service) -> Person:
+    """Somebody new in every test, with active subscriptions to gpt-4o and gpt-4o-mini."""
+    return service.person()
+
+
+@pytest.fixture
+def bob(service: Service) -> Person:
+    """Somebody else, likewise."""
+    return service.person()

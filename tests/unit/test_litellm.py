@@ -1,0 +1,436 @@
+"""What each answer of LiteLLM proves; what LiteLLM 1.106.0 really answers is told by tests/contract."""
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from keyservice.derivation import DerivedSecret
+from keyservice.errors import GatewayRefused, GatewayUnavailable, SecretUnavailable
+from keyservice.litellm import LiteLLM
+from keyservice.models import Deadline, GatewayUser, KeySettings, ModelDetails
+from keyservice.secret_values import SecretValues
+from local.aws import CREDENTIALS
+from tests.support.http_faults import FaultProxy
+from tests.unit.scripted_server import MASTER_KEY, ScriptedServer
+
+KEY_ID = UUID("3f2504e0-4f89-41d3-9a0c-0305e82c3301")
+USER_ID = UUID("7d444840-9dc0-11d1-b245-5ffdce74fad2")
+DERIVED = DerivedSecret(bytes(range(32)))
+HTML = b"<html><body><h1>404 Not Found</h1></body></html>"
+
+
+def own_error(
+    status: int, *, kind: str = "internal_server_error", param: str | None = None, message: str = "no"
+) -> Any:
+    """LiteLLM's shape: the status once more, as a string."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": str(status)}}
+
+
+@pytest.fixture
+def secret_values(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> SecretValues:
+    for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": scripted.url}).items():
+        monkeypatch.setenv(name, value)
+    return SecretValues()
+
+
+@pytest.fixture
+def connect(secret_values: SecretValues) -> Iterator[Callable[[str], LiteLLM]]:
+    made: list[LiteLLM] = []
+
+    def connected(url: str) -> LiteLLM:
+        made.append(LiteLLM(url=url, secret_arn="arn:litellm", secret_values=secret_values))
+        return made[-1]
+
+    yield connected
+    for client in made:
+        client._http.close()
+
+
+@pytest.fixture
+def litellm(connect: Callable[[str], LiteLLM], scripted: ScriptedServer) -> LiteLLM:
+    return connect(scripted.url)
+
+
+def generate(litellm: LiteLLM, *, settings: KeySettings | None = None, seconds: float = 5.0) -> None:
+    litellm.generate(
+        DERIVED.secret,
+        alias=f"lmk-0123456789ab:{KEY_ID}:1",
+        mark="lmk-0123456789ab",
+        api_key_id=KEY_ID,
+        user_id=USER_ID,
+        settings=settings or KeySettings(models=["gpt-4o"]),
+        remaining_seconds=3600,
+        token_hash=DERIVED.token_hash,
+        deadline=Deadline(seconds),
+    )
+
+
+class TestGenerate:
+    def test_sends_everything_that_keeps_the_key_within_its_bounds(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {"token": DERIVED.token_hash})
+
+        generate(
+            litellm,
+            settings=KeySettings(
+                models=["gpt-4o", "o3"],
+                name="never sent",
+                max_budget=5.25,
+                soft_budget=4.0,
+                budget_duration="30d",
+                tpm_limit=0,
+                rpm_limit=7,
+                max_parallel_requests=2,
+                metadata={"team": "blue"},
+            ),
+        )
+
+        [asked] = scripted.asked
+        assert (asked.method, asked.path, asked.authorization) == ("POST", "/key/generate", f"Bearer {MASTER_KEY}")
+        assert asked.body == {
+            "key": "sk-lmk_003aUlTJC7tjlCTQj2uNU3MFagCXG9LRKRcwGkBIDlf0qgOvN",
+            "key_alias": "lmk-0123456789ab:3f2504e0-4f89-41d3-9a0c-0305e82c3301:1",
+            "key_type": "llm_api",
+            "user_id": "7d444840-9dc0-11d1-b245-5ffdce74fad2",
+            "models": ["gpt-4o", "o3"],
+            "metadata": {
+                "keyservice": {"mark": "lmk-0123456789ab", "api_key_id": "3f2504e0-4f89-41d3-9a0c-0305e82c3301"},
+                "user": {"team": "blue"},
+            },
+            "duration": "3600s",
+            "max_budget": 5.25,
+            "soft_budget": 4.0,
+            "budget_duration": "30d",
+            "tpm_limit": 0,
+            "rpm_limit": 7,
+            "max_parallel_requests": 2,
+        }
+
+    def test_says_yearly_in_a_word_that_litellm_knows(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {"token": DERIVED.token_hash})
+
+        generate(litellm, settings=KeySettings(models=["gpt-4o"], budget_duration="yearly"))
+
+        assert scripted.asked[0].body["budget_duration"] == "365d"
+
+    @pytest.mark.parametrize(
+        ("status", "body", "fields"),
+        [
+            pytest.param(400, own_error(400), (), id="400 without a reason"),
+            pytest.param(
+                400,
+                own_error(400, message="max_budget=900 is over upperbound 100, tpm_limit too"),
+                ("maxBudget", "tpmLimit"),
+                id="400 over an upper bound",
+            ),
+            pytest.param(
+                403, own_error(403, message="tags are a feature of the licence"), (), id="403 about a licence"
+            ),
+            pytest.param(
+                422,
+                {"detail": [{"type": "float_parsing", "loc": ["body", "soft_budget"], "msg": "no"}]},
+                ("softBudget",),
+                id="422 of a field",
+            ),
+            pytest.param(422, own_error(422, message="duration"), ("expiresAt",), id="422 in LiteLLM's shape"),
+        ],
+    )
+    def test_refusal_of_litellm_is_told_with_its_fields(
+        self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any, fields: tuple[str, ...]
+    ):
+        scripted.will_answer(status, body)
+
+        with pytest.raises(GatewayRefused) as caught:
+            generate(litellm)
+
+        assert (caught.value.status_answered, caught.value.fields) == (status, fields)
+        assert (caught.value.status, caught.value.code) == (400, "VALIDATION_ERROR")
+        assert [violation.field for violation in caught.value.details["validation"]] == (list(fields) or ["body"])
+
+    @pytest.mark.parametrize(
+        ("status", "body", "may_still_happen"),
+        [
+            pytest.param(400, own_error(400, param="key_alias"), False, id="400: the alias exists"),
+            pytest.param(400, own_error(400, kind="auth_error"), False, id="400: LiteLLM's database is broken"),
+            pytest.param(400, HTML, True, id="400 of a load balancer"),
+            pytest.param(401, own_error(401, kind="auth_error"), False, id="401: a wrong master key"),
+            pytest.param(403, {"detail": "not allowed"}, False, id="403: the master key is a virtual key"),
+            pytest.param(403, own_error(403, kind="auth_error"), False, id="403 auth_error"),
+            pytest.param(403, HTML, True, id="403 of a firewall"),
+            pytest.param(404, own_error(404), False, id="404 of LiteLLM"),
+            pytest.param(404, {"detail": "Not Found"}, False, id="404: no such route"),
+            pytest.param(404, HTML, True, id="404 of a load balancer"),
+            pytest.param(409, own_error(409), False, id="409"),
+            pytest.param(422, HTML, True, id="422 of a stranger"),
+            pytest.param(429, own_error(429), False, id="429"),
+            pytest.param(500, own_error(500), True, id="500"),
+            pytest.param(502, HTML, True, id="502 of a load balancer"),
+            pytest.param(503, own_error(503), True, id="503"),
+            pytest.param(504, b"", True, id="504 without a body"),
+            pytest.param(200, {"token": "f" * 64}, True, id="200 for another token"),
+            pytest.param(200, {}, True, id="200 without a token"),
+            pytest.param(200, HTML, True, id="200 of a login page"),
+            pytest.param(200, [DERIVED.token_hash], True, id="200 with a list"),
+            pytest.param(201, {"token": DERIVED.token_hash}, True, id="201"),
+            pytest.param(302, b"", True, id="302"),
+        ],
+    )
+    def test_anything_else_is_trouble_and_no_refusal(
+        self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any, *, may_still_happen: bool
+    ):
+        scripted.will_answer(status, body)
+
+        with pytest.raises(GatewayUnavailable) as caught:
+            generate(litellm)
+
+        assert caught.value.reason == f"key/generate: answered {status}"
+        assert caught.value.may_still_happen is may_still_happen
+
+    def test_answer_that_is_no_text_is_trouble(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(502, b"\xff\xfe\x00")
+
+        with pytest.raises(GatewayUnavailable) as caught:
+            generate(litellm)
+
+        assert caught.value.may_still_happen is True
+
+    def test_no_message_shows_what_litellm_said(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(400, own_error(400, message=f"max_budget CANARY {DERIVED.secret.reveal()}"))
+
+        with pytest.raises(GatewayRefused) as caught:
+            generate(litellm)
+
+        shown = f"{caught.value} {caught.value.details}"
+        assert "CANARY" not in shown
+        assert DERIVED.secret.reveal() not in shown
+
+
+class TestNoAnswer:
+    def test_nobody_listens(self, connect: Callable[[str], LiteLLM]):
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = unused.getsockname()[1]
+
+        with pytest.raises(GatewayUnavailable) as caught:
+            generate(connect(f"http://127.0.0.1:{port}"))
+
+        assert (caught.value.reason, caught.value.may_still_happen) == ("key/generate: not connected", False)
+
+    def test_connection_is_cut_before_the_answer(self, connect: Callable[[str], LiteLLM], scripted: ScriptedServer):
+        with FaultProxy(scripted.url) as proxy:
+            proxy.inject("/key/generate", "reset_before")
+
+            with pytest.raises(GatewayUnavailable) as caught:
+                generate(connect(proxy.url))
+
+        assert caught.value.may_still_happen is True
+
+    def test_answer_does_not_come_in_time(self, connect: Callable[[str], LiteLLM], scripted: ScriptedServer):
+        with FaultProxy(scripted.url) as proxy:
+            proxy.inject("/key/generate", "hang")
+
+            with pytest.raises(GatewayUnavailable) as caught:
+                generate(connect(proxy.url), seconds=0.2)
+
+        assert caught.value.may_still_happen is True
+        assert "Timeout" in caught.value.reason
+
+    def test_without_time_nothing_is_sent(self, litellm: LiteLLM, scripted: ScriptedServer):
+        with pytest.raises(GatewayUnavailable) as caught:
+            generate(litellm, seconds=0)
+
+        assert caught.value.may_still_happen is False
+        assert scripted.asked == []
+
+
+class TestMasterKey:
+    def test_is_read_again_when_litellm_refuses_it(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {"token": DERIVED.token_hash})
+        generate(litellm)
+        scripted.answers.clear()
+        scripted.will_answer(401, own_error(401, kind="auth_error"))
+        scripted.will_answer(200, {"token": DERIVED.token_hash})
+        scripted.secret = '{"masterKey": "sk-rotated"}'
+
+        generate(litellm)
+
+        assert [asked.authorization for asked in scripted.asked] == [
+            f"Bearer {MASTER_KEY}",
+            f"Bearer {MASTER_KEY}",
+            "Bearer sk-rotated",
+        ]
+
+    def test_is_asked_for_once_while_it_works(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {"token": DERIVED.token_hash})
+
+        for _ in range(3):
+            generate(litellm)
+
+        assert scripted.secret_reads == 1
+
+    def test_refused_twice_is_trouble(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(401, own_error(401, kind="auth_error"))
+
+        with pytest.raises(GatewayUnavailable):
+            generate(litellm)
+
+        assert len(scripted.asked) == 2
+
+    @pytest.mark.parametrize(
+        "secret",
+        [
+            pytest.param("{}", id="without the field"),
+            pytest.param('{"masterKey": ""}', id="with an empty field"),
+            pytest.param("sk-not-json", id="that is no JSON"),
+            pytest.param('["masterKey"]', id="that is a list"),
+        ],
+    )
+    def test_secret_that_does_not_hold_it_is_trouble(self, litellm: LiteLLM, scripted: ScriptedServer, secret: str):
+        scripted.secret = secret
+
+        with pytest.raises(SecretUnavailable):
+            generate(litellm)
+
+        assert scripted.asked == []
+
+
+class TestDelete:
+    def delete(self, litellm: LiteLLM) -> None:
+        litellm.delete(DERIVED.token_hash, deadline=Deadline(5))
+
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [
+            pytest.param(200, {"deleted_keys": [DERIVED.token_hash]}, id="200 with the hash"),
+            pytest.param(404, own_error(404), id="404 of LiteLLM"),
+        ],
+    )
+    def test_key_is_gone(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any):
+        scripted.will_answer(status, body)
+
+        self.delete(litellm)
+
+        assert scripted.asked[0].body == {"keys": [DERIVED.token_hash]}
+
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [
+            pytest.param(200, {"deleted_keys": []}, id="200 without the hash"),
+            pytest.param(200, {}, id="200 with nothing"),
+            pytest.param(200, HTML, id="200 of a login page"),
+            pytest.param(404, HTML, id="404 of a load balancer"),
+            pytest.param(404, {"detail": "Not Found"}, id="404: no such route"),
+            pytest.param(404, own_error(400), id="404 around another error"),
+            pytest.param(400, own_error(400), id="400"),
+            pytest.param(403, own_error(403), id="403"),
+            pytest.param(500, own_error(404), id="500 that speaks of 404"),
+        ],
+    )
+    def test_anything_else_proves_nothing(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any):
+        scripted.will_answer(status, body)
+
+        with pytest.raises(GatewayUnavailable):
+            self.delete(litellm)
+
+
+class TestAbsence:
+    def is_absent(self, litellm: LiteLLM) -> bool:
+        return litellm.is_absent(DERIVED.token_hash, deadline=Deadline(5))
+
+    @pytest.mark.parametrize(
+        ("status", "body", "is_absent"),
+        [
+            pytest.param(200, {"info": {"status": "active"}}, False, id="live"),
+            pytest.param(200, {"info": {"status": "deleted"}}, True, id="deleted"),
+            pytest.param(200, {"info": {}}, False, id="without a status"),
+            pytest.param(404, own_error(404), True, id="unknown"),
+        ],
+    )
+    def test_is_told(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any, *, is_absent: bool):
+        scripted.will_answer(status, body)
+
+        assert self.is_absent(litellm) is is_absent
+        assert scripted.asked[0].path == f"/key/info?key={DERIVED.token_hash}"
+
+    @pytest.mark.parametrize(("status", "body"), [(404, HTML), (500, own_error(500)), (404, {"detail": "Not Found"})])
+    def test_is_not_told_by_strangers(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any):
+        scripted.will_answer(status, body)
+
+        with pytest.raises(GatewayUnavailable):
+            self.is_absent(litellm)
+
+
+class TestUser:
+    USER = GatewayUser(id=USER_ID, is_known=False, max_budget=100.0, tpm_limit=10, rpm_limit=5, budget_duration="30d")
+
+    def test_is_made_without_a_key_and_without_an_email(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {"user_id": str(USER_ID)})
+
+        litellm.ensure_user(self.USER, deadline=Deadline(5))
+
+        assert scripted.asked[0].path == "/user/new"
+        assert scripted.asked[0].body == {
+            "user_id": "7d444840-9dc0-11d1-b245-5ffdce74fad2",
+            "auto_create_key": False,
+            "user_role": "internal_user",
+            "max_budget": 100.0,
+            "tpm_limit": 10,
+            "rpm_limit": 5,
+            "budget_duration": "30d",
+        }
+
+    def test_that_is_there_already_is_fine(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(409, own_error(409))
+
+        litellm.ensure_user(self.USER, deadline=Deadline(5))
+
+        assert len(scripted.asked) == 1
+
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [(409, HTML), (400, own_error(400)), (403, {"detail": "x"}), (422, {"detail": []}), (500, own_error(500))],
+    )
+    def test_that_cannot_be_made_is_trouble(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any):
+        scripted.will_answer(status, body)
+
+        with pytest.raises(GatewayUnavailable) as caught:
+            litellm.ensure_user(self.USER, deadline=Deadline(5))
+
+        assert caught.value.reason == f"user/new: answered {status}"
+
+
+class TestModels:
+    def test_are_listed_once_each_with_their_provider(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(
+            200,
+            {
+                "data": [
+                    {"model_name": "gpt-4o", "litellm_params": {"model": "azure/gpt-4o"}},
+                    {"model_name": "gpt-4o", "litellm_params": {"model": "openai/gpt-4o"}},
+                    {"model_name": "o3", "model_info": {"litellm_provider": "openai"}, "litellm_params": {}},
+                    {"model_name": "local", "litellm_params": {"model": "llama"}, "model_info": {"id": "x"}},
+                    {"model_name": "bare"},
+                ]
+            },
+        )
+
+        assert litellm.models(deadline=Deadline(5)) == [
+            ModelDetails(id="gpt-4o", name="gpt-4o", provider="openai"),
+            ModelDetails(id="o3", name="o3", provider="openai"),
+            ModelDetails(id="local", name="local", provider="unknown"),
+            ModelDetails(id="bare", name="bare", provider="unknown"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [(500, own_error(500)), (200, HTML), (200, {"data": "x"}), (200, {}), (200, {"data": [{}]})],
+    )
+    def test_that_cannot_be_read_are_trouble(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any):
+        scripted.will_answer(status, body)
+
+        with pytest.raises(GatewayUnavailable) as caught:
+            litellm.models(deadline=Deadline(5))
+
+        assert caught.value.reason == f"model/info: answered {status}"

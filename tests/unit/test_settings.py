@@ -1,0 +1,89 @@
+import pytest
+
+from keyservice.settings import ClaimNames, DatabaseSettings, Settings, SettingsError
+
+VARIABLES = {
+    "DATABASE_HOST": "db.example.com",
+    "DATABASE_PORT": "5432",
+    "DATABASE_NAME": "litemaas",
+    "DATABASE_SECRET_ARN": "arn:database",
+    "DATABASE_CA_BUNDLE": "",
+    "OAUTH_PROVIDER": "openshift",
+    "SUBJECT_CLAIM": "sub",
+    "USERNAME_CLAIM": "preferred_username",
+    "EMAIL_CLAIM": "email",
+    "NAME_CLAIM": "name",
+    "ROLES_CLAIM": "roles",
+    "MODEL_ACCESS": "subscription",
+    "FUNCTION_TIMEOUT_SECONDS": "25",
+    "MAX_ACTIVE_KEYS": "10",
+    "GATEWAY_DRAIN_SECONDS": "900.5",
+}
+
+
+def settings_with(**changed: str) -> Settings:
+    return Settings(variables=VARIABLES | changed)
+
+
+def test_database_is_read_from_its_variables():
+    assert settings_with().database == DatabaseSettings(
+        host="db.example.com", port=5432, name="litemaas", secret_arn="arn:database", ca_bundle=""
+    )
+
+
+def test_ca_bundle_may_be_missing():
+    variables = {name: value for name, value in VARIABLES.items() if name != "DATABASE_CA_BUNDLE"}
+
+    assert Settings(variables=variables).database.ca_bundle == ""
+    assert settings_with(DATABASE_CA_BUNDLE="/opt/ca.pem").database.ca_bundle == "/opt/ca.pem"
+
+
+def test_claim_names_are_read_from_their_variables():
+    assert settings_with(NAME_CLAIM="displayName").claim_names == ClaimNames(
+        provider="openshift",
+        subject="sub",
+        username="preferred_username",
+        email="email",
+        full_name="displayName",
+        roles="roles",
+    )
+
+
+def test_lease_is_the_functions_timeout_and_five_seconds():
+    assert settings_with(FUNCTION_TIMEOUT_SECONDS="25").lease_seconds == 30.0
+
+
+def test_numbers_are_parsed():
+    settings = settings_with()
+
+    assert settings.integer("MAX_ACTIVE_KEYS") == 10
+    assert settings.seconds("GATEWAY_DRAIN_SECONDS") == 900.5
+
+
+@pytest.mark.parametrize("access", ["subscription", "any"])
+def test_model_access_is_one_of_two(access: str):
+    assert settings_with(MODEL_ACCESS=access).model_access == access
+
+
+@pytest.mark.parametrize("value", ["", "Subscription", "none"])
+def test_any_other_model_access_is_refused(value: str):
+    with pytest.raises(SettingsError, match="MODEL_ACCESS"):
+        _ = settings_with(MODEL_ACCESS=value).model_access
+
+
+@pytest.mark.parametrize("name", ["DATABASE_HOST", "DATABASE_PORT", "DATABASE_NAME", "DATABASE_SECRET_ARN"])
+def test_missing_variable_is_named(name: str):
+    with pytest.raises(SettingsError, match=name):
+        _ = settings_with(**{name: ""}).database
+
+
+def test_malformed_number_is_named_and_not_shown():
+    with pytest.raises(SettingsError, match="DATABASE_PORT") as caught:
+        _ = settings_with(DATABASE_PORT="CANARY").database
+
+    assert "CANARY" not in str(caught.value)
+
+
+def test_malformed_seconds_are_named():
+    with pytest.raises(SettingsError, match="GATEWAY_DRAIN_SECONDS"):
+        settings_with(GATEWAY_DRAIN_SECONDS="soon").seconds("GATEWAY_DRAIN_SECONDS")

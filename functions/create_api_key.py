@@ -16,5 +16,9 @@ def handler(request: Request) -> Response:
     wanted = request.body(NewApiKey)
     if wanted.subscription_id is not None:
         request.notices.update(_DEPRECATION)
-    key = wiring.key_creation().create(caller, wanted, deadline=request.gateway_deadline())
-    return Response(status=201, body=key, headers={"location": f"/api/v1/api-keys/{key.id}"})
+    created = wiring.key_creation().create(
+        caller, wanted, idempotency_key=request.idempotency_key, deadline=request.gateway_deadline()
+    )
+    replayed = {"idempotency-replayed": "true"} if created.is_replayed else {}
+    location = {"location": f"/api/v1/api-keys/{created.key.id}"}
+    return Response(status=201, body=created.key, headers=location | replayed)

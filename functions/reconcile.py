@@ -1,14 +1,10 @@
-"""Every 15 minutes: LiteLLM's keys against the database's. By hand with {"maxHeals": N} to heal more than the brake lets."""
-
-from typing import Any
-
-import msgspec
+"""Every 15 minutes: compares LiteLLM's keys with the database's, and heals what differs if it may."""
 
 from keyservice import wiring
-from keyservice.models import Deadline
+from keyservice.jobs import job
+from keyservice.models import Deadline, ReconcileReport
 
 
-def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
-    max_heals = msgspec.convert(event.get("maxHeals"), int | None)
-    deadline = Deadline(wiring.settings().job_budget_seconds)
-    return msgspec.to_builtins(wiring.reconciliation().run(deadline=deadline, max_heals=max_heals))
+@job("reconcile")
+def handler(deadline: Deadline) -> ReconcileReport:
+    return wiring.reconciliation().run(deadline=deadline)

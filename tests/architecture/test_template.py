@@ -7,8 +7,9 @@ import pytest
 
 from tests.architecture.translation import DEPLOYMENT, ROOT, read_template, translate
 
-HTTP_FUNCTIONS = ["CheckHealth", "CreateApiKey", "DeleteApiKey", "ListApiKeys"]
-SCHEDULED_FUNCTIONS = ["Reconcile"]
+HTTP_FUNCTIONS = ["CheckHealth", "CreateApiKey", "DeleteApiKey", "ListApiKeys", "ListOperations", "RetryOperation"]
+# Each with the name of its schedule.
+SCHEDULED_FUNCTIONS = {"Reconcile": "Every15Minutes", "SettleOperations": "EveryMinute"}
 FUNCTIONS = sorted([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS, "MigrateDatabase"])
 
 # An HTTP API answers 503 itself when an integration takes longer; it cannot be raised (AWS quota).
@@ -41,17 +42,30 @@ OWN_VARIABLES = {
         "MAC_KEY_ARN",
         "MAX_ACTIVE_KEYS",
         "MODEL_ACCESS",
+        "RESUME_SECONDS",
         "STACK_NAME",
     },
     "DeleteApiKey": CALLER | {"GATEWAY_CACHE_SECONDS", "GATEWAY_DRAIN_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"},
     "ListApiKeys": CALLER,
+    "ListOperations": CALLER,
+    "RetryOperation": CALLER,
+    "SettleOperations": {
+        "EXPIRY_MODE",
+        "LITELLM_SECRET_ARN",
+        "LITELLM_URL",
+        "SETTLE_FIRST_WAIT_SECONDS",
+        "SETTLE_LONGEST_WAIT_SECONDS",
+        "SETTLE_RESERVE_SECONDS",
+    },
     "MigrateDatabase": {"DATABASE_APP_USER", "LITELLM_URL", "STACK_NAME"},
     "Reconcile": {
         "GATEWAY_DRAIN_SECONDS",
         "LITELLM_SECRET_ARN",
         "LITELLM_URL",
         "RECONCILE_BUCKET",
+        "RECONCILE_MAX_HEALS",
         "RECONCILE_MODE",
+        "RECONCILE_RESERVE_SECONDS",
         "STACK_NAME",
     },
 }
@@ -110,8 +124,10 @@ def test_every_route_but_health_asks_for_a_token(resources: dict[str, Any]) -> N
 
     assert routes == {
         "DELETE /api/v1/api-keys/{id}": ["Jwt"],
+        "GET /api/v1/admin/operations": ["Jwt"],
         "GET /api/v1/api-keys": ["Jwt"],
         "GET /health": ["NONE"],
+        "POST /api/v1/admin/operations/{id}/retry": ["Jwt"],
         "POST /api/v1/api-keys": ["Jwt"],
     }
 
@@ -131,8 +147,10 @@ def test_each_route_calls_the_live_version_of_its_function_with_payload_2_0(reso
 
     assert targets == {
         "DELETE /api/v1/api-keys/{id}": (["DeleteApiKeyAliaslive"], "2.0"),
+        "GET /api/v1/admin/operations": (["ListOperationsAliaslive"], "2.0"),
         "GET /api/v1/api-keys": (["ListApiKeysAliaslive"], "2.0"),
         "GET /health": (["CheckHealthAliaslive"], "2.0"),
+        "POST /api/v1/admin/operations/{id}/retry": (["RetryOperationAliaslive"], "2.0"),
         "POST /api/v1/api-keys": (["CreateApiKeyAliaslive"], "2.0"),
     }
 
@@ -205,19 +223,24 @@ def test_only_reconcile_may_do_more_and_only_keep_its_reports_in_a_bucket_that_w
     assert otherwise == {"Ref": "AWS::NoValue"}
 
 
-@pytest.mark.parametrize(("function", "rate"), [("Reconcile", "rate(15 minutes)")])
+@pytest.mark.parametrize(
+    ("function", "rate"), [("Reconcile", "rate(15 minutes)"), ("SettleOperations", "rate(1 minute)")]
+)
 def test_a_schedule_calls_the_live_version_and_never_repeats(
     resources: dict[str, Any], function: str, rate: str
 ) -> None:
-    schedule = resources[f"{function}Schedule"]["Properties"]
-    role = resources[f"{function}ScheduleRole"]["Properties"]
+    name = f"{function}{SCHEDULED_FUNCTIONS[function]}"
+    schedule = resources[name]["Properties"]
+    statements = [
+        s for p in resources[f"{name}Role"]["Properties"]["Policies"] for s in p["PolicyDocument"]["Statement"]
+    ]
     asynchronous = resources[f"{function}EventInvokeConfig"]["Properties"]
 
     assert schedule["ScheduleExpression"] == rate
     assert schedule["Target"]["Arn"] == {"Ref": f"{function}Aliaslive"}
     assert schedule["Target"]["RetryPolicy"] == {"MaximumRetryAttempts": 0, "MaximumEventAgeInSeconds": 60}
-    assert "Name" not in schedule  # two stacks in one account would want the same
-    assert [s for policy in role["Policies"] for s in policy["PolicyDocument"]["Statement"]] == [
+    assert "Name" not in schedule  # a second stack in the account would want the same
+    assert statements == [
         {"Effect": "Allow", "Action": "lambda:InvokeFunction", "Resource": {"Ref": f"{function}Aliaslive"}}
     ]
     assert (asynchronous["Qualifier"], asynchronous["MaximumRetryAttempts"]) == ("live", 0)
@@ -232,9 +255,9 @@ def test_each_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
     roles = {name: p["Role"] for name, p in of_type(resources, "AWS::Lambda::Function").items()}
 
     assert roles == {name: {"Fn::GetAtt": [f"{name}Role", "Arn"]} for name in FUNCTIONS}
-    assert sorted(of_type(resources, "AWS::IAM::Role")) == sorted(
-        [f"{name}Role" for name in FUNCTIONS] + [f"{name}ScheduleRole" for name in SCHEDULED_FUNCTIONS]
-    )
+    # A schedule's own role may invoke its function, and nothing else.
+    schedulers = [f"{name}{schedule}Role" for name, schedule in SCHEDULED_FUNCTIONS.items()]
+    assert sorted(of_type(resources, "AWS::IAM::Role")) == sorted([f"{name}Role" for name in FUNCTIONS] + schedulers)
     assert of_type(resources, "AWS::IAM::Policy") == {}
     assert of_type(resources, "AWS::IAM::ManagedPolicy") == {}
 

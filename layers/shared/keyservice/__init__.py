@@ -1,11 +1,14 @@
 """The life of LiteLLM API keys: create, list, delete, each with its audit record. In reading order:
 
 endpoint        API Gateway boundary: Request, Response, @endpoint; the only place an error becomes HTTP
+jobs            the boundary of scheduled jobs
 callers         who calls, from a token's claims
 wiring          builds the parts once per execution environment; the only reader of os.environ
 creation        creating a key: the rules and the order of things (creation_store: its SQL)
 deletion        deleting a key (deletion_store: its SQL)
 listing         listing keys (listing_store: its SQL)
+settlement      finishing what was interrupted, expiring keys (settlement_store: its SQL)
+operations      the operator's view of the journal (operations_store: its SQL)
 reconciliation  comparing LiteLLM's keys with the database's and healing what differs (reconciliation_store: its SQL)
 health          whether each backend answers
 schema          applies migrations/*.sql
@@ -16,6 +19,7 @@ derivation      deriving a key's secret with KMS
 report_archive  keeping reports in S3
 database        one connection per environment; reopens a stale one
 secret_values   reading Secrets Manager
+queries         what the query strings of lists have in common
 decoding        turns untrusted JSON into models and reports every violation at once
 telemetry       the one logger and the one set of metrics
 models          shapes: NewApiKey, Caller, PendingCreate, ListQuery

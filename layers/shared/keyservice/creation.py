@@ -4,6 +4,7 @@ T1 writes what is going to happen, LiteLLM does it, T2 writes that it happened t
 dies in between leaves an operation that anybody can finish or undo.
 """
 
+import hashlib
 import uuid
 from collections.abc import Sequence
 from typing import Literal
@@ -16,11 +17,15 @@ from keyservice.database import Database
 from keyservice.decoding import invalid
 from keyservice.derivation import DerivedSecret, KeyDeriver, new_nonce
 from keyservice.errors import (
+    DerivationUnavailable,
     Forbidden,
     GatewayRefused,
     GatewayUnavailable,
+    Gone,
+    IdempotencyKeyReused,
     InvalidRequest,
     NotFound,
+    OperationInProgress,
     OperationPending,
     OperationSuperseded,
     OutcomeUnknown,
@@ -30,16 +35,29 @@ from keyservice.errors import (
 )
 from keyservice.litellm import LiteLLM
 from keyservice.model_catalog import ModelCatalog
-from keyservice.models import Caller, Deadline, IssuedKey, ModelDetails, NewApiKey, PendingCreate, or_unset, timestamp
+from keyservice.models import (
+    Caller,
+    Creation,
+    Deadline,
+    Idempotency,
+    IssuedKey,
+    ModelDetails,
+    NewApiKey,
+    PendingCreate,
+    or_unset,
+    timestamp,
+)
 
 
 class CreateRules(msgspec.Struct, frozen=True, kw_only=True):
-    """The stack's choices; `lease_seconds` an operation is ours, `drain_seconds` a lost request may still come true."""
+    """The stack's choices. Seconds: `lease` an operation is ours, `drain` a lost request may still come true, `resume` a
+    create waits to be asked for again before it is undone."""
 
     model_access: Literal["subscription", "any"]
     max_active_keys: int
     lease_seconds: float
     drain_seconds: float
+    resume_seconds: float
 
 
 class KeyCreation:
@@ -50,31 +68,60 @@ class KeyCreation:
         self._deriver = deriver
         self._rules = rules
 
-    def create(self, caller: Caller, wanted: NewApiKey, *, deadline: Deadline) -> IssuedKey:
+    def create(self, caller: Caller, wanted: NewApiKey, *, idempotency_key: str | None, deadline: Deadline) -> Creation:
         """A key that LiteLLM accepts, with its secret, shown this once.
+
+        Repeated within 24 hours with the same Idempotency-Key and body it gives the same key and secret again, or goes on
+        with what an earlier request left unfinished; it never makes a second key. Otherwise it raises
+        IdempotencyKeyReused (another body), OperationInProgress, or Gone (the key was deleted since).
 
         Raises InvalidRequest with every rule it breaks, NotFound for a subscription that is not the caller's,
         Forbidden for an inactive caller, and OperationPending when LiteLLM cannot confirm: then no key was issued and
         the service itself clears up what may have been made.
         """
         require_consistent(wanted)
+        idempotency = None if idempotency_key is None else _idempotency(idempotency_key, wanted)
         gateway_models = self._gateway_models(wanted, deadline=deadline)
         api_key_id = uuid.uuid4()
         nonce = new_nonce()
         derived = self._deriver.derive(api_key_id, nonce=nonce)
-        pending = self._begin(
+        begun = self._begin(
             caller,
             wanted,
+            idempotency=idempotency,
             api_key_id=api_key_id,
             token=store.NewToken(
                 hash=derived.token_hash, nonce=nonce, mac_key_arn=self._deriver.mac_key_arn, prefix=derived.prefix
             ),
             gateway_models=gateway_models,
         )
-        self._make_in_gateway(pending, derived, deadline=deadline)
+        if isinstance(begun, store.Repeated):
+            return self._replayed(begun)
+        # A resumed operation has a token, and so a secret, of its own.
+        own = derived if derived.token_hash == begun.token_hash else self._derived_again(begun)
+        return self._carried_out(begun, own, deadline=deadline)
+
+    def _replayed(self, repeated: store.Repeated) -> Creation:
+        if repeated.original is None:
+            raise _hindrance(repeated)
+        derived = self._derived_again(repeated.original)
+        return Creation(key=_issued(repeated.original, derived), is_replayed=True)
+
+    def _derived_again(self, pending: PendingCreate) -> DerivedSecret:
+        """The secret of the operation's own token; fails closed when KMS's key is not the one it was made with."""
+        derived = self._deriver.derive(pending.api_key_id, nonce=pending.nonce)
+        if derived.token_hash != pending.token_hash:
+            raise DerivationUnavailable
+        return derived
+
+    def _carried_out(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> Creation:
+        if pending.epoch == 1:
+            self._make_in_gateway(pending, derived, deadline=deadline)
+        else:
+            self._make_again_in_gateway(pending, derived, deadline=deadline)
         created = store.finish_create(self._database, pending)
         if created.state == "done":
-            return _issued(pending, derived)
+            return Creation(key=_issued(pending, derived), is_replayed=pending.epoch > 1)
         if created.state == "pending" and created.phase == "undo":
             self._undo(pending, created.reason or "undone", deadline=deadline)
             raise _undone(created.reason)
@@ -92,13 +139,14 @@ class KeyCreation:
         caller: Caller,
         wanted: NewApiKey,
         *,
+        idempotency: Idempotency | None,
         api_key_id: uuid.UUID,
         token: store.NewToken,
         gateway_models: Sequence[ModelDetails],
-    ) -> PendingCreate:
+    ) -> PendingCreate | store.Repeated:
         operation_id = uuid.uuid4()
 
-        def begin() -> PendingCreate | store.Refusal:
+        def begin() -> PendingCreate | store.Repeated | store.Refusal:
             return store.begin_create(
                 self._database,
                 caller,
@@ -109,20 +157,52 @@ class KeyCreation:
                 model_access=self._rules.model_access,
                 gateway_models=gateway_models,
                 max_active_keys=self._rules.max_active_keys,
+                idempotency=idempotency,
                 lease_seconds=self._rules.lease_seconds,
                 drain_seconds=self._rules.drain_seconds,
+                resume_seconds=self._rules.resume_seconds,
             )
 
         try:
             begun = begin()
         except OutcomeUnknown:
             # The same ids again: a first try that did commit is found by them, never doubled.
-            begun = store.read_create(self._database, operation_id, token_hash=token.hash) or begin()
+            begun = store.read_create(self._database, operation_id) or begin()
         if isinstance(begun, store.Refusal):
             telemetry.identify(user_id=begun.user_id)
             raise _refusal(begun.rules, model_access=self._rules.model_access)
-        telemetry.identify(user_id=begun.user.id, key_id=begun.api_key_id)
+        if isinstance(begun, PendingCreate):
+            telemetry.identify(user_id=begun.user.id, key_id=begun.api_key_id)
+        else:
+            telemetry.identify(user_id=begun.user_id)
         return begun
+
+    def _make_again_in_gateway(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
+        """After an attempt whose fate is unknown: what LiteLLM has, not what it answers, says whether the key is right.
+
+        It echoes a repeated generate without storing it, and answers 400 when the first one worked.
+        """
+        if pending.remaining_seconds is not None and pending.remaining_seconds < 1:
+            return  # expired meanwhile: T2 finds that and undoes it
+        try:
+            found = self._litellm.find(pending.token_hash, deadline=deadline)
+            if found is None:
+                if not pending.user.is_known:
+                    self._litellm.ensure_user(pending.user, deadline=deadline)
+                self._generate(pending, derived, deadline=deadline)
+                found = self._litellm.find(pending.token_hash, deadline=deadline)
+            if found is None:
+                raise GatewayUnavailable("key/info: the key is not there", may_still_happen=True)
+            if found.differences(pending.settings):
+                self._litellm.update(
+                    pending.token_hash,
+                    pending.settings,
+                    remaining_seconds=pending.remaining_seconds,
+                    deadline=deadline,
+                )
+        except (GatewayRefused, Unavailable) as trouble:
+            self._release(pending, trouble, may_still_happen=True)
+            raise OperationPending from trouble
 
     def _make_in_gateway(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
         try:
@@ -132,23 +212,26 @@ class KeyCreation:
             self._release(pending, trouble, may_still_happen=False)
             raise OperationPending from trouble
         try:
-            self._litellm.generate(
-                derived.secret,
-                alias=pending.alias,
-                mark=pending.mark,
-                api_key_id=pending.api_key_id,
-                user_id=pending.user.id,
-                settings=pending.settings,
-                remaining_seconds=pending.remaining_seconds,
-                token_hash=pending.token_hash,
-                deadline=deadline,
-            )
+            self._generate(pending, derived, deadline=deadline)
         except GatewayRefused as refused:
             self._give_up_refused(pending, refused, deadline=deadline)
             raise
         except Unavailable as trouble:
             self._release(pending, trouble, may_still_happen=_may_still_happen(trouble))
             raise OperationPending from trouble
+
+    def _generate(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
+        self._litellm.generate(
+            derived.secret,
+            alias=pending.alias,
+            mark=pending.mark,
+            api_key_id=pending.api_key_id,
+            user_id=pending.user.id,
+            settings=pending.settings,
+            remaining_seconds=pending.remaining_seconds,
+            token_hash=pending.token_hash,
+            deadline=deadline,
+        )
 
     def _give_up_refused(self, pending: PendingCreate, refused: GatewayRefused, *, deadline: Deadline) -> None:
         """Ends the operation once LiteLLM confirms that it made no key."""
@@ -187,6 +270,13 @@ class KeyCreation:
             error=journal.reason(trouble),
             may_still_happen=may_still_happen,
         )
+
+
+def _idempotency(idempotency_key: str, wanted: NewApiKey) -> Idempotency:
+    return Idempotency(
+        key_hash=hashlib.sha256(idempotency_key.encode()).hexdigest(),
+        body_fingerprint=hashlib.sha256(msgspec.json.encode(wanted, order="sorted")).hexdigest(),
+    )
 
 
 def require_consistent(wanted: NewApiKey) -> None:
@@ -228,6 +318,18 @@ def _issued(pending: PendingCreate, derived: DerivedSecret) -> IssuedKey:
         subscription_id=or_unset(pending.subscription_id),
         status="active",
     )
+
+
+def _hindrance(repeated: store.Repeated) -> ServiceError:
+    match repeated.hindrance:
+        case "otherBody":
+            return IdempotencyKeyReused("This Idempotency-Key came with another body before. Use a new one.")
+        case "gone":
+            return Gone("The key that this Idempotency-Key made is no more. Use a new one to make another.")
+        case "undoing":
+            return OperationInProgress("What this Idempotency-Key began is being undone. Try again shortly.")
+        case _:
+            return OperationInProgress("A request with this Idempotency-Key is still running. Try again shortly.")
 
 
 def _undone(reason: str | None) -> ServiceError:

@@ -10,7 +10,7 @@ from psycopg.types.json import Jsonb
 
 from keyservice.database import Database, Statement
 from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, identity_conflict, repeated_once
-from keyservice.models import Caller, GatewayUser, ModelDetails, NewApiKey, PendingCreate
+from keyservice.models import Caller, GatewayUser, Idempotency, ModelDetails, NewApiKey, PendingCreate
 
 
 class RuleViolation(msgspec.Struct, frozen=True):
@@ -28,6 +28,14 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
     user_id: UUID
     rules: list[RuleViolation]
+
+
+class Repeated(msgspec.Struct, frozen=True, kw_only=True):
+    """A request whose Idempotency-Key was used before: the create it made, or what stands in the way."""
+
+    user_id: UUID
+    hindrance: Literal["otherBody", "gone", "undoing", "running"] | None
+    original: PendingCreate | None
 
 
 class Created(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +158,46 @@ broken AS (
     ) AS rule (position, field, code, bound, is_broken)
     WHERE is_broken
 ),
+earlier AS (
+    -- The operation of an earlier request with the same Idempotency-Key, and what it means for this one.
+    SELECT
+        o.*, t.nonce, t.alias, t.unsafe_until IS NULL AS is_safe,
+        CASE
+            WHEN o.state = 'failed' OR (o.state <> 'pending' AND o.created_at <= now() - interval '24 hours') THEN 'free'
+            WHEN o.body_fingerprint <> %(body_fingerprint)s THEN 'otherBody'
+            WHEN o.state = 'superseded' OR (o.state = 'done' AND t.state <> 'live') THEN 'gone'
+            WHEN o.state = 'done' THEN 'replay'
+            WHEN o.phase = 'undo' THEN 'undoing'
+            WHEN o.lease_until > now() THEN 'running'
+            ELSE 'resume'
+        END AS verdict
+    FROM api_key_operations AS o
+    JOIN caller ON caller.id = o.user_id AND caller.is_active
+    JOIN api_key_tokens AS t ON t.hash = o.token_hash
+    WHERE o.kind = 'create' AND o.idempotency_hash = %(idempotency_hash)s
+),
+freed AS (
+    UPDATE api_key_operations AS o SET idempotency_hash = NULL, body_fingerprint = NULL, updated_at = now()
+    FROM earlier
+    WHERE o.id = earlier.id AND earlier.verdict = 'free'
+    RETURNING o.id
+),
+resumed AS (
+    UPDATE api_key_operations AS o
+    SET epoch = o.epoch + 1, attempts = o.attempts + 1, updated_at = now(), earlier_answered = earlier.is_safe,
+        lease_until = now() + make_interval(secs => %(lease_seconds)s),
+        next_attempt_at = now() + make_interval(secs => greatest(%(lease_seconds)s, %(resume_seconds)s))
+    FROM earlier
+    WHERE o.id = earlier.id AND earlier.verdict = 'resume'
+    AND o.epoch = earlier.epoch AND o.state = 'pending' AND o.phase = 'forward' AND o.lease_until <= now()
+    RETURNING o.id, o.epoch, o.token_hash
+),
+unsafe_again AS (
+    UPDATE api_key_tokens AS t
+    SET unsafe_until = now() + make_interval(secs => %(lease_seconds)s + %(drain_seconds)s), updated_at = now()
+    FROM resumed
+    WHERE t.hash = resumed.token_hash
+),
 refused AS (
     INSERT INTO audit_logs (
         user_id, action, resource_type, ip_address, user_agent, success, error_message, metadata
@@ -162,10 +210,12 @@ refused AS (
             'models', wanted.models, 'modelCount', cardinality(wanted.models)
         )
     FROM caller, wanted, broken
-    WHERE broken.rules IS NOT NULL
+    WHERE broken.rules IS NOT NULL AND NOT EXISTS (SELECT FROM earlier WHERE verdict <> 'free')
 ),
 allowed AS (
-    SELECT caller.id AS user_id, wanted.* FROM caller, wanted, broken WHERE broken.rules IS NULL
+    SELECT caller.id AS user_id, wanted.*
+    FROM caller, wanted, broken
+    WHERE broken.rules IS NULL AND NOT EXISTS (SELECT FROM earlier WHERE verdict <> 'free')
 ),
 new_key AS (
     INSERT INTO api_keys (
@@ -196,12 +246,15 @@ new_token AS (
 ),
 new_operation AS (
     INSERT INTO api_key_operations (
-        id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, request, token_hash, key_name, key_prefix,
-        models
+        id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, idempotency_hash, body_fingerprint,
+        request, token_hash, key_name, key_prefix, models
     )
     SELECT
-        %(operation_id)s, new_key.id, new_key.user_id, %(actor)s, 'create',
-        now() + make_interval(secs => %(lease_seconds)s), now() + make_interval(secs => %(lease_seconds)s),
+        %(operation_id)s, new_key.id, new_key.user_id,
+        %(actor)s::jsonb || jsonb_build_object('user_id', new_key.user_id), 'create',
+        now() + make_interval(secs => %(lease_seconds)s),
+        now() + make_interval(secs => greatest(%(lease_seconds)s, %(resume_seconds)s)),
+        %(idempotency_hash)s, %(body_fingerprint)s,
         jsonb_strip_nulls(jsonb_build_object(
             'name', new_key.name, 'expires_at', new_key.expires_at, 'max_budget', new_key.max_budget,
             'soft_budget', new_key.soft_budget, 'budget_duration', new_key.budget_duration,
@@ -211,24 +264,29 @@ new_operation AS (
             'subscription_id', %(subscription_id)s::uuid, 'is_checked', %(model_access)s = 'subscription'),
         %(token_hash)s, new_key.name, new_key.key_prefix, allowed.models
     FROM new_key, allowed
-    RETURNING id, epoch, request
+    -- Read, so that an earlier operation has let go of the Idempotency-Key before this one takes it.
+    CROSS JOIN (SELECT count(*) FROM freed) AS let_go
+    RETURNING id, epoch, request, token_hash
 )
 SELECT
     broken.rules AS broken_rules,
+    CASE WHEN earlier.verdict = 'resume' AND resumed.id IS NULL THEN 'running' ELSE earlier.verdict END AS verdict,
     caller.id AS user_id,
     caller.sync_status = 'synced' AS is_known,
     caller.max_budget::float8 AS user_max_budget,
     caller.tpm_limit AS user_tpm_limit,
     caller.rpm_limit AS user_rpm_limit,
     caller.budget_duration AS user_budget_duration,
-    new_operation.id AS operation_id,
-    new_operation.epoch,
-    new_operation.request,
-    new_key.id AS api_key_id,
-    new_key.litellm_key_alias AS alias,
-    new_key.created_at,
-    new_key.key_prefix,
-    floor(extract(epoch FROM new_key.expires_at - now()))::bigint AS remaining_seconds,
+    coalesce(new_operation.id, earlier.id) AS operation_id,
+    coalesce(new_operation.epoch, resumed.epoch, earlier.epoch) AS epoch,
+    coalesce(new_operation.request, earlier.request) AS request,
+    coalesce(new_operation.token_hash, earlier.token_hash) AS token_hash,
+    CASE WHEN new_operation.id IS NULL THEN earlier.nonce ELSE %(nonce)s END AS nonce,
+    coalesce(new_key.id, earlier.api_key_id) AS api_key_id,
+    coalesce(new_key.litellm_key_alias, earlier.alias) AS alias,
+    coalesce(new_key.created_at, earlier_key.created_at) AS created_at,
+    coalesce(new_key.key_prefix, earlier.key_prefix) AS key_prefix,
+    floor(extract(epoch FROM coalesce(new_key.expires_at, earlier_key.expires_at) - now()))::bigint AS remaining_seconds,
     (SELECT mark FROM keyservice_installation) AS mark,
     (
         SELECT jsonb_agg(jsonb_build_object('id', m.id, 'name', m.name, 'provider', m.provider) ORDER BY w.position)
@@ -241,7 +299,10 @@ SELECT
     ) AS model_details
 FROM caller, wanted, broken
 LEFT JOIN new_key ON true
-LEFT JOIN new_operation ON true"""
+LEFT JOIN new_operation ON true
+LEFT JOIN earlier ON earlier.verdict <> 'free'
+LEFT JOIN api_keys AS earlier_key ON earlier_key.id = earlier.api_key_id
+LEFT JOIN resumed ON true"""
 
 
 def begin_create(
@@ -255,9 +316,11 @@ def begin_create(
     model_access: Literal["subscription", "any"],
     gateway_models: Sequence[ModelDetails],
     max_active_keys: int,
+    idempotency: Idempotency | None,
     lease_seconds: float,
     drain_seconds: float,
-) -> PendingCreate | Refusal:
+    resume_seconds: float,
+) -> PendingCreate | Repeated | Refusal:
     """T1 of a create, one round trip: the user, the rules, and when none is broken the row (not active), its models,
     the token (intended) and the operation; when one is broken, an audit record and a Refusal that names all.
 
@@ -286,8 +349,11 @@ def begin_create(
         "model_access": model_access,
         "gateway_models": Jsonb([msgspec.structs.asdict(model) for model in gateway_models]),
         "max_active_keys": max_active_keys,
+        "idempotency_hash": idempotency and idempotency.key_hash,
+        "body_fingerprint": idempotency and idempotency.body_fingerprint,
         "lease_seconds": lease_seconds,
         "drain_seconds": drain_seconds,
+        "resume_seconds": resume_seconds,
     }
     try:
         _, rows = database.round_trip(
@@ -296,17 +362,25 @@ def begin_create(
     except pg.UniqueViolation as error:
         raise identity_conflict(error) from error
     row = rows[0]
+    match row["verdict"]:
+        case "otherBody" | "gone" | "undoing" | "running" as hindrance:
+            return Repeated(user_id=row["user_id"], hindrance=hindrance, original=None)
+        case "replay":
+            return Repeated(user_id=row["user_id"], hindrance=None, original=_pending_create(row))
+        case "resume":
+            return _pending_create(row)
+        case _:
+            pass
     if row["broken_rules"]:
         return msgspec.convert({"user_id": row["user_id"], "rules": row["broken_rules"]}, Refusal)
-    return _pending_create(row, token_hash=token.hash, subscription_id=wanted.subscription_id)
+    return _pending_create(row)
 
 
-def _pending_create(row: dict[str, Any], *, token_hash: str, subscription_id: UUID | None) -> PendingCreate:
+def _pending_create(row: dict[str, Any]) -> PendingCreate:
     return msgspec.convert(
         {
             **row,
-            "token_hash": token_hash,
-            "subscription_id": subscription_id,
+            "subscription_id": row["request"].get("subscription_id"),
             "settings": row["request"],
             "user": GatewayUser(
                 id=row["user_id"],
@@ -323,7 +397,7 @@ def _pending_create(row: dict[str, Any], *, token_hash: str, subscription_id: UU
 
 _READ_CREATE = """/* read_create */
 SELECT
-    o.state, o.id AS operation_id, o.epoch, o.request, o.api_key_id, t.alias, k.created_at, o.key_prefix,
+    o.id AS operation_id, o.epoch, o.request, o.api_key_id, o.token_hash, t.nonce, t.alias, k.created_at, o.key_prefix,
     u.id AS user_id,
     u.sync_status = 'synced' AS is_known,
     u.max_budget::float8 AS user_max_budget,
@@ -344,15 +418,10 @@ JOIN users AS u ON u.id = o.user_id
 WHERE o.id = %(operation_id)s AND o.state = 'pending' AND o.phase = 'forward'"""
 
 
-def read_create(database: Database, operation_id: UUID, *, token_hash: str) -> PendingCreate | None:
+def read_create(database: Database, operation_id: UUID) -> PendingCreate | None:
     """The create as T1 left it, after the answer to T1 was lost; None when T1 did not commit."""
     [rows] = database.round_trip(Statement(_READ_CREATE, {"operation_id": operation_id}))
-    if not rows:
-        return None
-    subscription_id = rows[0]["request"].get("subscription_id")
-    return _pending_create(
-        rows[0], token_hash=token_hash, subscription_id=None if subscription_id is None else UUID(subscription_id)
-    )
+    return _pending_create(rows[0]) if rows else None
 
 
 # The gate: everything else selects from it, so that of several T2s of one operation exactly one does it all.
@@ -382,6 +451,7 @@ gate AS (
     SET state = CASE WHEN checked.reason IS NULL THEN 'done' ELSE 'pending' END,
         phase = CASE WHEN checked.reason IS NULL THEN 'forward' ELSE 'undo' END,
         finished_at = CASE WHEN checked.reason IS NULL THEN now() END,
+        next_attempt_at = now(),
         last_error = checked.reason,
         updated_at = now()
     FROM checked
@@ -402,7 +472,7 @@ token_answered AS (
     -- may not have been: then the token stays unsafe.
     UPDATE api_key_tokens AS t
     SET state = CASE WHEN EXISTS (SELECT FROM passed) THEN 'live' ELSE t.state END,
-        unsafe_until = CASE WHEN held.epoch = 1 THEN NULL ELSE t.unsafe_until END,
+        unsafe_until = CASE WHEN held.earlier_answered THEN NULL ELSE t.unsafe_until END,
         updated_at = now()
     FROM held
     WHERE t.hash = held.token_hash
@@ -415,7 +485,8 @@ user_known AS (
 audited AS (
     INSERT INTO audit_logs (user_id, action, resource_type, resource_id, ip_address, user_agent, success, metadata)
     SELECT
-        (SELECT u.id FROM users AS u WHERE u.id = passed.user_id), 'API_KEY_CREATE', 'API_KEY', passed.api_key_id,
+        (SELECT u.id FROM users AS u WHERE u.id = (passed.actor ->> 'user_id')::uuid),
+        'API_KEY_CREATE', 'API_KEY', passed.api_key_id,
         (passed.actor ->> 'ip_address')::inet, passed.actor ->> 'user_agent', true,
         jsonb_build_object(
             'requestId', passed.actor ->> 'request_id', 'operationId', passed.id, 'userId', passed.user_id,
@@ -472,7 +543,8 @@ audited AS (
         user_id, action, resource_type, resource_id, ip_address, user_agent, success, error_message, metadata
     )
     SELECT
-        (SELECT u.id FROM users AS u WHERE u.id = gate.user_id), 'API_KEY_CREATE', 'API_KEY', gate.api_key_id,
+        (SELECT u.id FROM users AS u WHERE u.id = (gate.actor ->> 'user_id')::uuid),
+        'API_KEY_CREATE', 'API_KEY', gate.api_key_id,
         (gate.actor ->> 'ip_address')::inet, gate.actor ->> 'user_agent', false, %(reason)s,
         jsonb_build_object(
             'requestId', gate.actor ->> 'request_id', 'operationId', gate.id, 'userId', gate.user_id,
@@ -484,11 +556,13 @@ audited AS (
 SELECT state FROM gate"""
 
 
-def finish_undo(database: Database, *, operation_id: UUID, epoch: int, api_key_id: UUID, reason: str) -> None:
+def finish_undo(database: Database, *, operation_id: UUID, epoch: int, api_key_id: UUID, reason: str) -> bool:
     """The end of a create that did not work, once LiteLLM has said that the key is not there: no row, a dead token,
-    a failed operation and its audit record. Nothing happens when another has taken the operation over."""
-    repeated_once(
+    a failed operation and its audit record. False when it may not be done yet, an earlier request to LiteLLM being
+    unanswered, or when another has taken the operation over."""
+    _, rows = repeated_once(
         database,
         Statement(LOCK_KEY, {"api_key_id": api_key_id}),
         Statement(_FINISH_UNDO, {"operation_id": operation_id, "epoch": epoch, "reason": reason}),
     )
+    return bool(rows)

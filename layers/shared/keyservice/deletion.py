@@ -56,14 +56,20 @@ class KeyDeletion:
 
     def _finish(self, pending: PendingDelete, *, deadline: Deadline) -> DeletedKey | PendingDeletion:
         try:
-            for token in pending.tokens:
-                self._litellm.delete(token.hash, deadline=deadline)
-            deleted_at = store.finish_delete(self._database, pending)
+            for token_hash in pending.token_hashes:
+                self._litellm.delete(token_hash, deadline=deadline)
+            deleted_at = store.finish_delete(
+                self._database,
+                operation_id=pending.operation_id,
+                epoch=pending.epoch,
+                api_key_id=pending.api_key_id,
+                gone_hashes=pending.token_hashes,
+            )
         except Unavailable as trouble:
-            self._release(pending, journal.reason(trouble))
+            self._release(pending, journal.reason(trouble), waits_for_drain=False)
             return _pending()
         if deleted_at is None:
-            self._release(pending, "an earlier request to LiteLLM may still make the key")
+            self._release(pending, journal.DRAINING, waits_for_drain=True)
             return _pending()
         return DeletedKey(
             message="API key deleted successfully",
@@ -71,13 +77,13 @@ class KeyDeletion:
             effective_by=timestamp(deleted_at + timedelta(seconds=self._rules.gateway_cache_seconds)),
         )
 
-    def _release(self, pending: PendingDelete, error: str) -> None:
+    def _release(self, pending: PendingDelete, error: str, *, waits_for_drain: bool) -> None:
         journal.release(
             self._database,
             operation_id=pending.operation_id,
             epoch=pending.epoch,
             error=error,
-            may_still_happen=True,
+            waits_for_drain=waits_for_drain,
         )
 
 

@@ -1,5 +1,6 @@
 """The SQL of a delete: T1 and T2."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -47,7 +48,8 @@ superseded_audited AS (
         user_id, action, resource_type, resource_id, ip_address, user_agent, success, error_message, metadata
     )
     SELECT
-        o.user_id, 'API_KEY_' || upper(o.kind), 'API_KEY', o.api_key_id, (o.actor ->> 'ip_address')::inet,
+        (SELECT u.id FROM users AS u WHERE u.id = (o.actor ->> 'user_id')::uuid),
+        'API_KEY_' || upper(o.kind), 'API_KEY', o.api_key_id, (o.actor ->> 'ip_address')::inet,
         o.actor ->> 'user_agent', false, o.last_error,
         jsonb_build_object(
             'requestId', o.actor ->> 'request_id', 'operationId', o.id, 'userId', o.user_id,
@@ -55,13 +57,22 @@ superseded_audited AS (
         )
     FROM superseded AS o
 ),
-resumed AS (
+taken AS (
+    -- Its owner wants the key deleted: an expiry under way no longer keeps the row. Another's lease is left alone, but
+    -- not our own of a first try whose answer was lost.
     UPDATE api_key_operations AS o
-    SET epoch = o.epoch + 1, attempts = o.attempts + 1, updated_at = now(),
-        lease_until = now() + make_interval(secs => %(lease_seconds)s)
+    SET request = o.request - 'keepRow',
+        epoch = CASE WHEN is_free THEN o.epoch + 1 ELSE o.epoch END,
+        attempts = CASE WHEN is_free THEN o.attempts + 1 ELSE o.attempts END,
+        lease_until = CASE WHEN is_free THEN now() + make_interval(secs => %(lease_seconds)s) ELSE o.lease_until END,
+        updated_at = now()
     FROM running
-    WHERE o.id = running.id AND (o.lease_until <= now() OR o.id = %(operation_id)s)
-    RETURNING o.id, o.epoch
+    CROSS JOIN LATERAL (SELECT running.lease_until <= now() OR running.id = %(operation_id)s AS is_free) AS lease
+    WHERE o.id = running.id AND o.epoch = running.epoch AND o.state = 'pending'
+    RETURNING o.id, o.epoch, lease.is_free
+),
+resumed AS (
+    SELECT id, epoch FROM taken WHERE is_free
 ),
 hidden AS (
     UPDATE api_keys AS k SET is_active = false, sync_status = 'pending', updated_at = now()
@@ -72,7 +83,7 @@ condemned AS (
     UPDATE api_key_tokens AS t SET state = 'condemned', updated_at = now()
     FROM owned
     WHERE t.api_key_id = owned.id AND t.state <> 'dead'
-    RETURNING t.hash, t.unsafe_until
+    RETURNING t.hash
 ),
 adopted AS (
     -- A key that LiteMaaS made has no token of ours; its hash is LiteLLM's token id all the same.
@@ -80,7 +91,7 @@ adopted AS (
     SELECT owned.key_hash, owned.id, owned.user_id, owned.litellm_key_alias, 'condemned'
     FROM owned
     WHERE NOT EXISTS (SELECT FROM api_key_tokens AS t WHERE t.api_key_id = owned.id)
-    RETURNING hash, unsafe_until
+    RETURNING hash
 ),
 begun AS (
     -- Reads `superseded` so that the one pending operation of the key has left before this one comes.
@@ -88,7 +99,8 @@ begun AS (
         id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, key_name, key_prefix, models
     )
     SELECT
-        %(operation_id)s, owned.id, owned.user_id, %(actor)s, 'delete',
+        %(operation_id)s, owned.id, owned.user_id,
+        %(actor)s::jsonb || jsonb_build_object('user_id', owned.user_id), 'delete',
         now() + make_interval(secs => %(lease_seconds)s), now() + make_interval(secs => %(lease_seconds)s),
         owned.name, owned.key_prefix, owned.models
     FROM owned
@@ -102,10 +114,7 @@ SELECT
     owned.user_id,
     coalesce(begun.id, resumed.id) AS operation_id,
     coalesce(begun.epoch, resumed.epoch) AS epoch,
-    (
-        SELECT jsonb_agg(jsonb_build_object('hash', t.hash, 'is_unsafe', coalesce(t.unsafe_until > now(), false)))
-        FROM (SELECT * FROM condemned UNION ALL SELECT * FROM adopted) AS t
-    ) AS tokens
+    ARRAY(SELECT hash FROM condemned UNION ALL SELECT hash FROM adopted) AS token_hashes
 FROM caller
 LEFT JOIN owned ON true
 LEFT JOIN begun ON true
@@ -151,7 +160,12 @@ WITH gate AS (
     RETURNING o.*
 ),
 removed AS (
-    DELETE FROM api_keys AS k USING gate WHERE k.id = gate.api_key_id
+    DELETE FROM api_keys AS k USING gate WHERE k.id = gate.api_key_id AND gate.request -> 'keepRow' IS NULL
+),
+kept AS (
+    UPDATE api_keys AS k SET is_active = false, sync_status = 'synced', last_sync_at = now(), updated_at = now()
+    FROM gate
+    WHERE k.id = gate.api_key_id AND gate.request -> 'keepRow' IS NOT NULL
 ),
 tokens_dead AS (
     UPDATE api_key_tokens AS t SET state = 'dead', unsafe_until = NULL, updated_at = now()
@@ -161,13 +175,15 @@ tokens_dead AS (
 audited AS (
     INSERT INTO audit_logs (user_id, action, resource_type, resource_id, ip_address, user_agent, success, metadata)
     SELECT
-        (SELECT u.id FROM users AS u WHERE u.id = gate.user_id), 'API_KEY_DELETE', 'API_KEY', gate.api_key_id,
+        (SELECT u.id FROM users AS u WHERE u.id = (gate.actor ->> 'user_id')::uuid),
+        CASE WHEN gate.request ->> 'reason' = 'expired' THEN 'API_KEY_EXPIRED' ELSE 'API_KEY_DELETE' END,
+        'API_KEY', gate.api_key_id,
         (gate.actor ->> 'ip_address')::inet, gate.actor ->> 'user_agent', true,
         jsonb_build_object(
             'requestId', gate.actor ->> 'request_id', 'operationId', gate.id, 'userId', gate.user_id,
             'name', gate.key_name, 'keyPrefix', gate.key_prefix, 'models', gate.models,
             'modelCount', cardinality(gate.models)
-        )
+        ) || jsonb_strip_nulls(jsonb_build_object('reason', gate.request -> 'reason'))
     FROM gate
 )
 SELECT finished_at AS deleted_at FROM gate
@@ -176,18 +192,14 @@ SELECT finished_at FROM api_key_operations
 WHERE id = %(operation_id)s AND epoch = %(epoch)s AND state = 'done' AND NOT EXISTS (SELECT FROM gate)"""
 
 
-def finish_delete(database: Database, pending: PendingDelete) -> datetime | None:
+def finish_delete(
+    database: Database, *, operation_id: UUID, epoch: int, api_key_id: UUID, gone_hashes: Sequence[str]
+) -> datetime | None:
     """T2 of a delete, one round trip, after LiteLLM said that every token is gone: the row and its tokens end and the
     audit record is written. The moment of it, also when an earlier try did it; None when it may not be done yet or
     somebody else has taken the operation over."""
-    parameters = {
-        "operation_id": pending.operation_id,
-        "epoch": pending.epoch,
-        "gone_hashes": [token.hash for token in pending.tokens],
-    }
+    parameters = {"operation_id": operation_id, "epoch": epoch, "gone_hashes": list(gone_hashes)}
     _, rows = repeated_once(
-        database,
-        Statement(LOCK_KEY, {"api_key_id": pending.api_key_id}),
-        Statement(_FINISH_DELETE, parameters),
+        database, Statement(LOCK_KEY, {"api_key_id": api_key_id}), Statement(_FINISH_DELETE, parameters)
     )
     return rows[0]["deleted_at"] if rows else None

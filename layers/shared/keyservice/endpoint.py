@@ -19,14 +19,22 @@ from msgspec import Struct
 
 from keyservice import telemetry, wiring
 from keyservice.callers import caller_from_claims
-from keyservice.decoding import decode_object
-from keyservice.errors import InvalidRequest, PayloadTooLarge, ServiceError, Unauthorized, UnsupportedMediaType
+from keyservice.decoding import decode_object, invalid
+from keyservice.errors import (
+    InvalidRequest,
+    PayloadTooLarge,
+    ServiceError,
+    Unauthorized,
+    UnsupportedMediaType,
+    Violation,
+)
 from keyservice.models import Actor, Caller, Deadline, timestamp
 
 MAX_BODY_BYTES = 64 * 1024
 # What a request keeps back of its time for the last statement, a reconnect and its answer.
 RESERVED_SECONDS = 10.0
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _MAX_USER_AGENT = 512
 
 type Event = Mapping[str, Any]
@@ -79,6 +87,14 @@ class Request:
             raise UnsupportedMediaType("Send the body as application/json")
         return decode_object(self._raw_body(), shape)
 
+    @property
+    def idempotency_key(self) -> str | None:
+        """Raises InvalidRequest unless it is 1 to 255 printable ASCII characters."""
+        key = self.headers.get("idempotency-key")
+        if key is None or _IDEMPOTENCY_KEY.fullmatch(key):
+            return key
+        raise invalid([Violation("Idempotency-Key", "must be 1 to 255 printable ASCII characters", "format")])
+
     def gateway_deadline(self) -> Deadline:
         """By when all LiteLLM calls of this request have to be over."""
         remaining = self._context.get_remaining_time_in_millis() / 1000
@@ -130,7 +146,7 @@ def endpoint(operation: str) -> Callable[[Callable[[Request], Response]], Callab
                 answer = _error_answer(request, error)
             except Exception as error:  # noqa: BLE001 - the one place where an unexpected failure becomes an answer
                 code = "INTERNAL_ERROR"
-                _log_unexpected(request, error)
+                log_unexpected(request.route, error, request_id=request.request_id)
                 answer = _error_answer(request, ServiceError("An unexpected error occurred"))
             _record(operation, request, answer["statusCode"], code, (time.perf_counter() - started) * 1000)
             return answer
@@ -190,13 +206,13 @@ def _record(operation: str, request: Request, status: int, code: str, duration_m
     telemetry.write_request(operation=operation, outcome=outcome, duration_ms=duration_ms)
 
 
-def _log_unexpected(request: Request, error: Exception) -> None:
+def log_unexpected(route: str, error: Exception, *, request_id: str | None = None) -> None:
     """The frames and the type, not the message: a driver's message may quote a row."""
     telemetry.logger.error(
-        "request failed unexpectedly",
+        "failed unexpectedly",
         extra={
-            "route": request.route,
-            "request_id": request.request_id,
+            "route": route,
+            "request_id": request_id,
             "error_type": type(error).__name__,
             "sqlstate": getattr(error, "sqlstate", None),
             "stack": [

@@ -8,8 +8,12 @@ ServiceError
 ├── NotFound                404 NOT_FOUND                not there, or somebody else's
 ├── IdentityConflict        409 IDENTITY_CONFLICT        username or email belongs to another identity
 ├── OperationSuperseded     409 OPERATION_SUPERSEDED     the key was deleted while this change was running
+├── OperationInProgress     409 OPERATION_IN_PROGRESS    the same request is still running; retry
+├── OperationOver           409 OPERATION_OVER           done, failed or superseded: nothing to try again
+├── Gone                    410 GONE                     what the repeated request made is no more
 ├── PayloadTooLarge         413 PAYLOAD_TOO_LARGE
 ├── UnsupportedMediaType    415 UNSUPPORTED_MEDIA_TYPE
+├── IdempotencyKeyReused    422 IDEMPOTENCY_KEY_REUSED   another body came with this Idempotency-Key
 ├── UnsupportedSetting      422 UNSUPPORTED_SETTING      known, but this stack cannot enforce it
 └── Unavailable             503 SERVICE_UNAVAILABLE      a dependency is down, slow or unclear; retry
     ├── DatabaseUnavailable
@@ -104,6 +108,27 @@ class IdentityConflict(ServiceError):
 class OperationSuperseded(ServiceError):
     status = 409
     code = "OPERATION_SUPERSEDED"
+
+
+class OperationInProgress(ServiceError):
+    status = 409
+    code = "OPERATION_IN_PROGRESS"
+    retry_after_seconds = 5
+
+
+class OperationOver(ServiceError):
+    status = 409
+    code = "OPERATION_OVER"
+
+
+class Gone(ServiceError):
+    status = 410
+    code = "GONE"
+
+
+class IdempotencyKeyReused(ServiceError):
+    status = 422
+    code = "IDEMPOTENCY_KEY_REUSED"
 
 
 class PayloadTooLarge(ServiceError):

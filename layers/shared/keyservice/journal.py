@@ -11,9 +11,13 @@ import msgspec
 from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
+from keyservice import telemetry
 from keyservice.database import Database, Rows, Statement
 from keyservice.errors import DatabaseUnavailable, GatewayUnavailable, IdentityConflict, OutcomeUnknown, ServiceError
 from keyservice.models import Actor, Caller
+
+# Why an operation waits although LiteLLM answers.
+DRAINING = "an earlier request to LiteLLM may still make the key"
 
 LOCK_USER = """/* lock_user */
 SELECT id FROM users WHERE id = %(user_id)s FOR NO KEY UPDATE"""
@@ -27,19 +31,27 @@ _RELEASE = """/* release */
 WITH gate AS (
     UPDATE api_key_operations AS o
     SET lease_until = now(), updated_at = now(), last_error = %(error)s,
-        next_attempt_at = greatest(
-            now(), (SELECT max(t.unsafe_until) FROM api_key_tokens AS t
-                    WHERE t.api_key_id = o.api_key_id AND o.kind = 'delete')
-        )
+        -- Not before a lost request can no longer come true: until then the operation could not be finished.
+        next_attempt_at = CASE WHEN %(waits_for_drain)s THEN greatest(
+            o.next_attempt_at, (SELECT max(t.unsafe_until) FROM api_key_tokens AS t WHERE t.api_key_id = o.api_key_id)
+        ) ELSE o.next_attempt_at END
     WHERE o.id = %(operation_id)s AND o.epoch = %(epoch)s AND o.state = 'pending'
-    RETURNING o.token_hash, o.epoch
+    RETURNING o.token_hash, o.earlier_answered
 )
 UPDATE api_key_tokens AS t SET unsafe_until = NULL, updated_at = now()
 FROM gate
-WHERE t.hash = gate.token_hash AND gate.epoch = 1 AND NOT %(may_still_happen)s"""
+WHERE t.hash = gate.token_hash AND gate.earlier_answered AND NOT %(may_still_happen)s"""
 
 
-def release(database: Database, *, operation_id: UUID, epoch: int, error: str, may_still_happen: bool) -> None:
+def release(
+    database: Database,
+    *,
+    operation_id: UUID,
+    epoch: int,
+    error: str,
+    may_still_happen: bool = True,
+    waits_for_drain: bool = False,
+) -> None:
     """Gives an operation that could not be finished back, with the reason, for whoever comes next.
 
     Not needed for correctness, the lease runs out by itself: a database that is gone is no failure here.
@@ -49,7 +61,9 @@ def release(database: Database, *, operation_id: UUID, epoch: int, error: str, m
         "epoch": epoch,
         "error": error,
         "may_still_happen": may_still_happen,
+        "waits_for_drain": waits_for_drain,
     }
+    telemetry.explain(error)
     try:
         database.round_trip(Statement(_RELEASE, parameters))
     except DatabaseUnavailable:

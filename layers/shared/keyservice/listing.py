@@ -1,11 +1,6 @@
 """Listing a caller's keys: one round trip to PostgreSQL, no call to LiteLLM, whatever the number of keys."""
 
-import base64
-import binascii
-import re
 from collections.abc import Mapping
-
-import msgspec
 
 from keyservice import telemetry
 from keyservice.database import Database
@@ -13,8 +8,8 @@ from keyservice.decoding import invalid
 from keyservice.errors import Forbidden, Violation
 from keyservice.listing_store import StoredKey, StoredPage, list_keys
 from keyservice.models import Caller, Cursor, KeyPage, ListedKey, ListQuery, Pagination, or_unset, parse_uuid, timestamp
+from keyservice.queries import decode_cursor, encode_cursor, parse_whole_number
 
-_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 _MAX_PAGE = 1_000_000
 
 
@@ -43,26 +38,15 @@ def parse_list_query(parameters: Mapping[str, str]) -> ListQuery:
     """
     violations: list[Violation] = []
 
-    def whole_number(name: str, *, default: int, maximum: int) -> int:
-        text = parameters.get(name)
-        if text is None:
-            return default
-        if _WHOLE_NUMBER.fullmatch(text) and 1 <= int(text) <= maximum:
-            return int(text)
-        violations.append(Violation(name, f"must be a whole number from 1 to {maximum}", "range"))
-        return default
-
-    page = whole_number("page", default=1, maximum=_MAX_PAGE)
-    limit = whole_number("limit", default=20, maximum=100)
+    page = parse_whole_number(parameters, "page", default=1, maximum=_MAX_PAGE, violations=violations)
+    limit = parse_whole_number(parameters, "limit", default=20, maximum=100, violations=violations)
     is_active = {"true": True, "false": False}.get(parameters.get("isActive", ""))
     if is_active is None and "isActive" in parameters:
         violations.append(Violation("isActive", "must be true or false", "type"))
     subscription_id = parse_uuid(parameters.get("subscriptionId", ""))
     if subscription_id is None and "subscriptionId" in parameters:
         violations.append(Violation("subscriptionId", "must be a UUID", "format"))
-    cursor = _decoded_cursor(parameters["cursor"]) if "cursor" in parameters else None
-    if cursor is None and "cursor" in parameters:
-        violations.append(Violation("cursor", "must be the nextCursor of an earlier page", "format"))
+    cursor = decode_cursor(parameters, violations=violations)
     if "cursor" in parameters and "page" in parameters:
         violations.append(Violation("page", "must not be given together with cursor", "not"))
     model_ids = [model_id for model_id in parameters.get("modelIds", "").split(",") if model_id] or None
@@ -90,22 +74,9 @@ def _pagination(query: ListQuery, stored: StoredPage) -> Pagination:
         total=stored.total,
         total_pages=-(-stored.total // query.limit),
         next_cursor=or_unset(
-            last and _encoded_cursor(Cursor(created_at=last.created_at, id=last.id, total=stored.total))
+            last and encode_cursor(Cursor(created_at=last.created_at, id=last.id, total=stored.total))
         ),
     )
-
-
-def _encoded_cursor(cursor: Cursor) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode(cursor)).rstrip(b"=").decode()
-
-
-def _decoded_cursor(text: str) -> Cursor | None:
-    """A cursor needs no signature: it only says where in the caller's own keys to go on."""
-    try:
-        padded = text + "=" * (-len(text) % 4)
-        return msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=Cursor)
-    except (binascii.Error, msgspec.DecodeError, ValueError):
-        return None
 
 
 def _listed(key: StoredKey) -> ListedKey:

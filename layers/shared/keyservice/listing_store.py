@@ -68,6 +68,7 @@ filtered AS NOT MATERIALIZED (
         k.*,
         CASE
             WHEN o.kind = 'create' THEN 'pending'
+            WHEN o.request ->> 'reason' = 'expired' THEN 'expired'
             WHEN o.kind = 'delete' THEN 'deleting'
             WHEN k.revoked_at IS NOT NULL THEN 'revoked'
             WHEN k.sync_status = 'error' THEN 'error'

@@ -98,21 +98,15 @@ class GatewayUser(msgspec.Struct, frozen=True, kw_only=True):
     budget_duration: str | None = None
 
 
-class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """One secret of a key, known by its sha256; `is_unsafe` while an unanswered generate may still make it."""
-
-    hash: str
-    is_unsafe: bool
-
-
 class PendingCreate(msgspec.Struct, frozen=True, kw_only=True):
-    """A create that T1 has committed and LiteLLM has not seen yet."""
+    """A create that T1 has committed; from the second epoch on LiteLLM may have seen it before."""
 
     operation_id: UUID
     epoch: int
     api_key_id: UUID
     user: GatewayUser
     token_hash: str
+    nonce: str
     alias: str
     mark: str
     settings: KeySettings
@@ -140,14 +134,28 @@ class IssuedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     status: str
 
 
+class Creation(msgspec.Struct, frozen=True, kw_only=True):
+    """`is_replayed`: the answer of an earlier request with the same Idempotency-Key, given again."""
+
+    key: IssuedKey
+    is_replayed: bool
+
+
+class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that may be repeated: sha256 of its Idempotency-Key and of its body in canonical form."""
+
+    key_hash: str
+    body_fingerprint: str
+
+
 class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
-    """A delete that T1 has committed: the key is off in the database, its tokens are condemned."""
+    """A delete that T1 has committed: the key is off in the database; LiteLLM has to forget these tokens."""
 
     operation_id: UUID
     epoch: int
     api_key_id: UUID
     user_id: UUID
-    tokens: list[Token]
+    token_hashes: list[str]
 
 
 class DeletedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -222,6 +230,90 @@ class Pagination(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class KeyPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[ListedKey]
     pagination: Pagination
+
+
+class OperationQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """The query of GET /api/v1/admin/operations, checked."""
+
+    state: Literal["pending", "failed"]
+    limit: int
+    cursor: Cursor | None
+
+
+class ListedOperation(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """`age_seconds` since it was asked for; `last_error` is its latest attempt's."""
+
+    id: UUID
+    kind: str
+    phase: str
+    state: str
+    key_id: UUID
+    user_id: UUID
+    age_seconds: float
+    attempts: int
+    last_error: str | UnsetType = UNSET
+    created_at: str
+    next_attempt_at: str | UnsetType = UNSET
+    finished_at: str | UnsetType = UNSET
+
+
+class CursorPage(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    limit: int
+    next_cursor: str | UnsetType = UNSET
+
+
+class OperationPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[ListedOperation]
+    pagination: CursorPage
+
+
+class RetriedOperation(msgspec.Struct, frozen=True, kw_only=True):
+    id: UUID
+    message: str
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What one run did, and what it left pending."""
+
+    expired: int
+    attempted: int
+    settled: int
+    pending_creates: int
+    pending_deletes: int
+    oldest_pending_seconds: float
+
+
+type ReconcileMode = Literal["report", "heal"]
+# orphan: in LiteLLM, over here. missing: the other way round. drift: in both, with other settings. found: was missing.
+# unknown: bears our mark, and this database has never heard of it. foreign: bears half of our mark.
+type FindingKind = Literal["orphan", "missing", "drift", "found", "unknown", "foreign"]
+# Why nothing was healed: another stack's database, another LiteLLM, a restored database, more than is plausible.
+type Brake = Literal["otherStack", "otherGateway", "unknownKeys", "tooMany"]
+
+
+class FindingSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """`due`: how many may be healed now. `hashes`: at most 100."""
+
+    seen: int = 0
+    due: int = 0
+    hashes: list[str] = []
+
+
+class ReconcileReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One run. `findings`: what the pass has seen, before any healing; `healed`: counts by kind; `failed`: heals that
+    did not work and will be tried again. `interruption`: why the run ended before its pass did."""
+
+    started_at: str
+    finished_at: str
+    mode: ReconcileMode
+    pass_number: int
+    is_complete: bool
+    interruption: str | None
+    brake: Brake | None
+    keys_compared: int
+    findings: dict[FindingKind, FindingSummary]
+    healed: dict[FindingKind, int]
+    failed: int
 
 
 def timestamp(moment: datetime) -> str:

@@ -5,10 +5,10 @@ walks both in the order of the hashes, a page at a time; heals come after it, ea
 no brake is pulled.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Literal
 
 import msgspec
 
@@ -17,44 +17,25 @@ from keyservice import reconciliation_store as store
 from keyservice.database import Database
 from keyservice.errors import GatewayUnavailable, Unavailable
 from keyservice.litellm import GatewayKey, LiteLLM
-from keyservice.models import Deadline, timestamp
+from keyservice.models import Brake, Deadline, FindingKind, FindingSummary, ReconcileMode, ReconcileReport, timestamp
 from keyservice.report_archive import ReportArchive
-from keyservice.settings import ReconcileMode
 
 # A page far into a million keys takes LiteLLM's database seconds to find.
 _CALL_SECONDS = 30.0
-_HEALS_ALWAYS_ALLOWED = 10
 # Keys that no page showed are asked for one by one, until so many were: then it is LiteLLM that lost them.
 _CONFIRMATIONS = 1000
 
-type Brake = Literal["otherStack", "otherGateway", "unknownKeys", "tooMany"]
-
 
 class ReconcileRules(msgspec.Struct, frozen=True, kw_only=True):
-    """The parameters as they are now; `drain_seconds`: how long a lost LiteLLM request may still come true."""
+    """The parameters as they are now. `drain_seconds`: how long a lost LiteLLM request may still come true; more heals
+    than `max_heals` and 1 % of all keys are not made; `reserve_seconds` of its time a run keeps for its end."""
 
     mode: ReconcileMode
     stack_name: str
     litellm_url: str
     drain_seconds: float
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One run. `findings` is what the pass has seen before any healing; `healed` counts by kind; `failed`: heals that did
-    not work and will be tried again. `interruption`: why the run ended before its pass."""
-
-    started_at: str
-    finished_at: str
-    duration_ms: int
-    mode: ReconcileMode
-    pass_number: int | None
-    is_complete: bool
-    interruption: str | None
-    brake: Brake | None
-    keys_compared: int
-    findings: Mapping[store.Kind, store.KindSummary]
-    healed: Mapping[store.Kind, int]
-    failed: int
+    max_heals: int
+    reserve_seconds: float
 
 
 class Reconciliation:
@@ -66,23 +47,22 @@ class Reconciliation:
         self._rules = rules
         self._archive = archive
 
-    def run(self, *, deadline: Deadline, max_heals: int | None = None) -> Report:
-        """Goes on with the pass an earlier run left, or makes a new one; writes the report and the metrics.
+    def run(self, *, deadline: Deadline) -> ReconcileReport:
+        """Goes on with the pass an earlier run left, or makes a new one.
 
-        Ends early, with what it found kept, when a backend fails or the deadline comes. `max_heals` takes the place of
-        max(10, 1 % of the keys) as the number above which nothing is healed.
+        Ends early, with what it found kept, when a backend fails or the deadline comes.
         """
-        started = datetime.now(UTC)
+        started, clock = datetime.now(UTC), time.perf_counter()
         run = _Run(database=self._database, litellm=self._litellm, rules=self._rules, deadline=deadline)
         interruption: str | None = None
         try:
-            run.carry_out(max_heals)
+            run.carry_out()
         except _OutOfTime:
             interruption = "no time left"
         except Unavailable as trouble:
             interruption = journal.reason(trouble)
         report = _report(run, mode=self._rules.mode, started=started, interruption=interruption)
-        _publish(report)
+        _write_metrics(report, duration_ms=(time.perf_counter() - clock) * 1000)
         if self._archive is not None:
             self._archive.keep(report, name=report.started_at)
         return report
@@ -99,16 +79,16 @@ class _Run:
         self._database = database
         self._litellm = litellm
         self._rules = rules
-        self._deadline = deadline
+        self._deadline = Deadline(deadline.remaining_seconds() - rules.reserve_seconds)
         self._confirmations = 0
         self.mark = ""
         self.progress: store.Progress | None = None
         self.brake: Brake | None = None
-        self.findings: Mapping[store.Kind, store.KindSummary] = {}
-        self.healed: Counter[store.Kind] = Counter()
+        self.findings: dict[FindingKind, FindingSummary] = {}
+        self.healed: Counter[FindingKind] = Counter()
         self.failed = 0
 
-    def carry_out(self, max_heals: int | None) -> None:
+    def carry_out(self) -> None:
         installation = store.read_installation(self._database)
         self.mark = installation.mark
         self.brake = self._moved(installation) or self._restored()
@@ -124,7 +104,7 @@ class _Run:
             self.findings = store.summarize(
                 self._database, pass_number=progress.pass_number, drain_seconds=self._rules.drain_seconds
             )
-        self.brake = self.brake or self._overdone(progress, max_heals)
+        self.brake = self.brake or self._overdone(progress)
         if self._may_heal():
             self._heal_due(progress.pass_number)
         store.save_progress(self._database, msgspec.structs.replace(progress, stage="done"))
@@ -147,14 +127,14 @@ class _Run:
         ours = [key.token for key in newest.keys if key.is_ours(self.mark)]
         return "unknownKeys" if store.read_tokens(self._database, ours).keys() < set(ours) else None
 
-    def _overdone(self, progress: store.Progress, max_heals: int | None) -> Brake | None:
+    def _overdone(self, progress: store.Progress) -> Brake | None:
         if self._seen("unknown"):
             return "unknownKeys"
-        allowed = max(_HEALS_ALWAYS_ALLOWED, progress.keys_compared // 100) if max_heals is None else max_heals
+        allowed = max(self._rules.max_heals, progress.keys_compared // 100)
         return "tooMany" if sum(summary.due for summary in self.findings.values()) > allowed else None
 
-    def _seen(self, kind: store.Kind) -> int:
-        return self.findings.get(kind, store.KindSummary()).seen
+    def _seen(self, kind: FindingKind) -> int:
+        return self.findings.get(kind, FindingSummary()).seen
 
     # --- comparing
 
@@ -218,7 +198,7 @@ class _Run:
             after = claimed[-1].hash
 
     def _heal_due(self, pass_number: int) -> None:
-        heals: dict[store.Kind, Callable[[store.Finding], bool]] = {
+        heals: dict[FindingKind, Callable[[store.Finding], bool]] = {
             "orphan": self._delete_orphan,
             "drift": self._correct_drift,
             "missing": self._mark_missing,
@@ -304,14 +284,12 @@ class _Run:
             raise _OutOfTime
 
 
-def _report(run: _Run, *, mode: ReconcileMode, started: datetime, interruption: str | None) -> Report:
-    finished = datetime.now(UTC)
-    return Report(
+def _report(run: _Run, *, mode: ReconcileMode, started: datetime, interruption: str | None) -> ReconcileReport:
+    return ReconcileReport(
         started_at=timestamp(started),
-        finished_at=timestamp(finished),
-        duration_ms=round((finished - started).total_seconds() * 1000),
+        finished_at=timestamp(datetime.now(UTC)),
         mode=mode,
-        pass_number=run.progress and run.progress.pass_number,
+        pass_number=run.progress.pass_number if run.progress else 0,
         is_complete=interruption is None,
         interruption=interruption,
         brake=run.brake,
@@ -322,12 +300,10 @@ def _report(run: _Run, *, mode: ReconcileMode, started: datetime, interruption: 
     )
 
 
-def _publish(report: Report) -> None:
-    telemetry.logger.info("keys reconciled", extra={"report": msgspec.to_builtins(report)})
+def _write_metrics(report: ReconcileReport, *, duration_ms: float) -> None:
     seen = {kind: summary.seen for kind, summary in report.findings.items()}
-    telemetry.write_job(
-        operation="reconcile",
-        counts={
+    telemetry.write_reconciled(
+        {
             "Orphans": seen.get("orphan", 0),
             "Missing": seen.get("missing", 0),
             "Drift": seen.get("drift", 0),
@@ -338,5 +314,5 @@ def _publish(report: Report) -> None:
             "ReconcileIncomplete": int(not report.is_complete),
             "KeysCompared": report.keys_compared,
         },
-        durations_ms={"ReconcileDuration": report.duration_ms},
+        duration_ms=duration_ms,
     )

@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from keyservice.database import Database, Statement
 from keyservice.journal import LOCK_KEY, repeated_once
-from keyservice.models import KeySettings
+from keyservice.models import FindingKind, FindingSummary, KeySettings
 
 # After every hash: they are hexadecimal.
 END = "g"
@@ -24,8 +24,6 @@ _LISTED_PER_KIND = 100
 _MISSING = "LiteLLM has no such key"
 # The migrations' own user, as whom the service acts unasked.
 _SYSTEM_USER_ID = UUID("00000000-0000-0000-0000-000000000001")
-
-type Kind = Literal["orphan", "missing", "drift", "found", "unknown", "foreign"]
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,18 +66,10 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """`is_settled`: a missing key whose row says so already. `fields`: what differs in a drift, never the values."""
 
     hash: str
-    kind: Kind
+    kind: FindingKind
     is_settled: bool = False
     fields: list[str] = []
     row_updated_at: datetime | None = None
-
-
-class KindSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """`due`: how many may be healed now. `hashes`: at most 100."""
-
-    seen: int = 0
-    due: int = 0
-    hashes: list[str] = []
 
 
 _READ_INSTALLATION = """/* read_installation */
@@ -237,14 +227,14 @@ CROSS JOIN LATERAL (
 ) AS listed"""
 
 
-def summarize(database: Database, *, pass_number: int, drain_seconds: float) -> dict[Kind, KindSummary]:
+def summarize(database: Database, *, pass_number: int, drain_seconds: float) -> dict[FindingKind, FindingSummary]:
     """What the pass has found so far, by kind."""
     parameters = {"pass_number": pass_number, "drain_seconds": drain_seconds, "limit": _LISTED_PER_KIND}
     counts, listed = repeated_once(
         database, Statement(_COUNT_FINDINGS, parameters), Statement(_LIST_FINDINGS, parameters)
     )
     return {
-        row["kind"]: KindSummary(
+        row["kind"]: FindingSummary(
             seen=row["seen"],
             due=row["due"],
             hashes=[entry["hash"] for entry in listed if entry["kind"] == row["kind"]],

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-type ReconcileMode = Literal["report", "heal"]
+from keyservice.models import ReconcileMode
 
 
 class SettingsError(Exception):
@@ -83,14 +83,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return value
 
     @property
+    def expiry_mode(self) -> Literal["deactivate", "delete"]:
+        value = self.text("EXPIRY_MODE")
+        if value not in ("deactivate", "delete"):
+            raise SettingsError("the environment variable EXPIRY_MODE is neither `deactivate` nor `delete`")
+        return value
+
+    @property
     def lease_seconds(self) -> float:
         """How long an operation belongs to the invocation that claimed it: its timeout and 5 s more."""
         return self.seconds("FUNCTION_TIMEOUT_SECONDS") + 5
-
-    @property
-    def job_budget_seconds(self) -> float:
-        """How long a scheduled run may go on: a minute of its timeout is for the last call, its report and the end."""
-        return self.seconds("FUNCTION_TIMEOUT_SECONDS") - 60
 
     @property
     def reconcile_mode(self) -> ReconcileMode:

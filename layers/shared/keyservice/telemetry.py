@@ -32,6 +32,11 @@ def identify(*, user_id: object = None, key_id: object = None) -> None:
     logger.append_keys(**{name: str(value) for name, value in known.items() if value is not None})
 
 
+def explain(reason: str) -> None:
+    """Puts into the request's line why the operation had to be left pending."""
+    logger.append_keys(reason=reason)
+
+
 def write_request(*, operation: str, outcome: str, duration_ms: float) -> None:
     """One EMF line: every metric of the request by operation and outcome, and once more over the whole service."""
     metrics.add_dimension(name="operation", value=operation)
@@ -44,11 +49,24 @@ def write_request(*, operation: str, outcome: str, duration_ms: float) -> None:
     metrics.flush_metrics()
 
 
-def write_job(*, operation: str, counts: Mapping[str, int], durations_ms: Mapping[str, float]) -> None:
-    """One EMF line about a run that nobody asked for over HTTP."""
-    metrics.add_dimension(name="operation", value=operation)
+def write_settled(
+    *, attempted: int, settled: int, expired: int, pending: Mapping[str, int], oldest_pending_seconds: float
+) -> None:
+    """One EMF line for the whole service, and one for each kind of operation with how many are pending."""
+    numbers = {"Attempts": attempted, "Settled": settled, "Expired": expired}
+    for name, value in numbers.items():
+        metrics.add_metric(name=name, unit=MetricUnit.Count, value=value)
+    metrics.add_metric(name="OldestPendingAge", unit=MetricUnit.Seconds, value=round(oldest_pending_seconds, 1))
+    metrics.flush_metrics()
+    for kind, number in pending.items():
+        metrics.add_dimension(name="kind", value=kind)
+        metrics.add_metric(name="PendingOperations", unit=MetricUnit.Count, value=number)
+        metrics.flush_metrics()
+
+
+def write_reconciled(counts: Mapping[str, int], *, duration_ms: float) -> None:
+    """One EMF line for the whole service."""
     for name, value in counts.items():
         metrics.add_metric(name=name, unit=MetricUnit.Count, value=value)
-    for name, value in durations_ms.items():
-        milliseconds(name, value)
+    milliseconds("ReconcileDuration", duration_ms)
     metrics.flush_metrics()

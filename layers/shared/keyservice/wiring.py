@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from keyservice.health import HealthCheck
     from keyservice.listing import KeyListing
     from keyservice.litellm import LiteLLM
+    from keyservice.operations import Operations
     from keyservice.reconciliation import Reconciliation
     from keyservice.schema import Migrated
+    from keyservice.settlement import Settlement
 
 
 @cache
@@ -61,6 +63,7 @@ def key_creation() -> "KeyCreation":
             max_active_keys=settings().integer("MAX_ACTIVE_KEYS"),
             lease_seconds=settings().lease_seconds,
             drain_seconds=settings().seconds("GATEWAY_DRAIN_SECONDS"),
+            resume_seconds=settings().seconds("RESUME_SECONDS"),
         ),
     )
 
@@ -87,6 +90,31 @@ def key_listing() -> "KeyListing":
 
 
 @cache
+def operations() -> "Operations":
+    from keyservice.operations import Operations
+
+    return Operations(database=database())
+
+
+@cache
+def settlement() -> "Settlement":
+    from keyservice.settlement import Settlement, SettleRules
+
+    return Settlement(
+        database=database(),
+        litellm=litellm(),
+        rules=SettleRules(
+            lease_seconds=settings().lease_seconds,
+            gateway_seconds=settings().seconds("LITELLM_BUDGET_SECONDS"),
+            reserve_seconds=settings().seconds("SETTLE_RESERVE_SECONDS"),
+            first_wait_seconds=settings().seconds("SETTLE_FIRST_WAIT_SECONDS"),
+            longest_wait_seconds=settings().seconds("SETTLE_LONGEST_WAIT_SECONDS"),
+            keeps_expired_rows=settings().expiry_mode == "deactivate",
+        ),
+    )
+
+
+@cache
 def health_check() -> "HealthCheck":
     from keyservice.health import HealthCheck
 
@@ -109,6 +137,8 @@ def reconciliation() -> "Reconciliation":
             stack_name=settings().text("STACK_NAME"),
             litellm_url=settings().text("LITELLM_URL"),
             drain_seconds=settings().seconds("GATEWAY_DRAIN_SECONDS"),
+            max_heals=settings().integer("RECONCILE_MAX_HEALS"),
+            reserve_seconds=settings().seconds("RECONCILE_RESERVE_SECONDS"),
         ),
         archive=None if bucket is None else ReportArchive(bucket),
     )

@@ -45,6 +45,7 @@ CREATE TABLE api_key_operations (
     body_fingerprint text,
     request jsonb NOT NULL DEFAULT '{}',
     token_hash text,
+    earlier_answered boolean NOT NULL DEFAULT true,
     key_name text,
     key_prefix text NOT NULL,
     models text[] NOT NULL,
@@ -59,6 +60,8 @@ CREATE TABLE api_key_operations (
 );
 COMMENT ON TABLE api_key_operations IS 'The journal: what was asked, who holds it now (epoch, lease), how it ended.';
 COMMENT ON COLUMN api_key_operations.request IS 'What LiteLLM is to be told. Holds no secret.';
+COMMENT ON COLUMN api_key_operations.earlier_answered IS
+    'Whether every generate of the earlier epochs was answered: then an answered one leaves the token safe.';
 CREATE UNIQUE INDEX api_key_operations_one_pending ON api_key_operations (api_key_id) WHERE state = 'pending';
 CREATE UNIQUE INDEX api_key_operations_idempotency
     ON api_key_operations (user_id, kind, idempotency_hash) WHERE idempotency_hash IS NOT NULL;

@@ -1,0 +1,43 @@
+"""The boundary of scheduled jobs: a function of a Deadline becomes a Lambda handler that logs one line of what it did."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from keyservice import telemetry
+from keyservice.endpoint import LambdaContext, log_unexpected
+from keyservice.models import Deadline
+
+# What a job keeps back of its time to write down where it stands.
+_RESERVED_SECONDS = 3.0
+
+
+def job[T: msgspec.Struct](
+    operation: str,
+) -> Callable[[Callable[[Deadline], T]], Callable[[object, LambdaContext], Any]]:
+    """Makes a handler; whatever the job raises ends the invocation as failed, so that Lambda's Errors count it."""
+
+    def decorate(work: Callable[[Deadline], T]) -> Callable[[object, LambdaContext], Any]:
+        def handler(_event: object, context: LambdaContext) -> Any:
+            started = time.perf_counter()
+            telemetry.begin_request()
+            outcome = "error"
+            try:
+                report = msgspec.to_builtins(
+                    work(Deadline(context.get_remaining_time_in_millis() / 1000 - _RESERVED_SECONDS))
+                )
+                outcome = "success"
+            except Exception as error:
+                log_unexpected(operation, error)
+                raise
+            finally:
+                duration_ms = (time.perf_counter() - started) * 1000
+                telemetry.write_request(operation=operation, outcome=outcome, duration_ms=duration_ms)
+            telemetry.logger.info("job done", extra={"job": operation, "duration_ms": round(duration_ms, 2), **report})
+            return report
+
+        return handler
+
+    return decorate

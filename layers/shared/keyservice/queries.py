@@ -1,0 +1,43 @@
+"""What the query strings of lists have in common: whole numbers and cursors."""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from keyservice.errors import Violation
+from keyservice.models import Cursor
+
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+def parse_whole_number(
+    parameters: Mapping[str, str], name: str, *, default: int, maximum: int, violations: list[Violation]
+) -> int:
+    """A number from 1 to the maximum; what is wrong with it is added to the violations."""
+    text = parameters.get(name)
+    if text is None:
+        return default
+    if _WHOLE_NUMBER.fullmatch(text) and 1 <= int(text) <= maximum:
+        return int(text)
+    violations.append(Violation(name, f"must be a whole number from 1 to {maximum}", "range"))
+    return default
+
+
+def encode_cursor(cursor: Cursor) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(cursor)).rstrip(b"=").decode()
+
+
+def decode_cursor(parameters: Mapping[str, str], *, violations: list[Violation]) -> Cursor | None:
+    """The parameter `cursor`. It needs no signature: it only says where, in what the caller may see, to go on."""
+    if "cursor" not in parameters:
+        return None
+    text = parameters["cursor"]
+    try:
+        padded = text + "=" * (-len(text) % 4)
+        return msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=Cursor)
+    except (binascii.Error, msgspec.DecodeError, ValueError):
+        violations.append(Violation("cursor", "must be the nextCursor of an earlier page", "format"))
+        return None

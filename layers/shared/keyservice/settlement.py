@@ -1,0 +1,115 @@
+"""Settling: finishes whatever was interrupted, without anyone asking, and lets expired keys leave the same way."""
+
+import msgspec
+
+from keyservice import journal, telemetry
+from keyservice import settlement_store as store
+from keyservice.creation_store import finish_undo
+from keyservice.database import Database
+from keyservice.deletion_store import finish_delete
+from keyservice.errors import Unavailable
+from keyservice.litellm import LiteLLM
+from keyservice.models import Deadline, Settled
+
+_EXPIRED_AT_ONCE = 100
+
+
+class SettleRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds: `lease` an operation is ours, `gateway` LiteLLM gets for one, `reserve` a started one may still need; the
+    waits between attempts double from the first to the longest, with jitter."""
+
+    lease_seconds: float
+    gateway_seconds: float
+    reserve_seconds: float
+    first_wait_seconds: float
+    longest_wait_seconds: float
+    keeps_expired_rows: bool
+
+
+class Settlement:
+    """Needs no KMS: it finishes deletes and undoes creates, and neither takes a secret."""
+
+    def __init__(self, *, database: Database, litellm: LiteLLM, rules: SettleRules) -> None:
+        self._database = database
+        self._litellm = litellm
+        self._rules = rules
+
+    def run(self, *, deadline: Deadline) -> Settled:
+        """Attempts every operation that is due, each once, until the time left does not suffice for another.
+
+        Two runs at once share the work: an operation is claimed by one. Raises DatabaseUnavailable.
+        """
+        expired = self._begin_expiry(deadline=deadline)
+        attempted = settled = 0
+        while deadline.remaining_seconds() > self._rules.gateway_seconds + self._rules.reserve_seconds:
+            claimed = store.claim_due(
+                self._database,
+                lease_seconds=self._rules.lease_seconds,
+                first_wait_seconds=self._rules.first_wait_seconds,
+                longest_wait_seconds=self._rules.longest_wait_seconds,
+            )
+            if claimed is None:
+                break
+            attempted += 1
+            settled += self._settle(claimed)
+        state = store.read_journal_state(self._database)
+        telemetry.write_settled(
+            attempted=attempted,
+            settled=settled,
+            expired=expired,
+            pending={"create": state.pending_creates, "delete": state.pending_deletes},
+            oldest_pending_seconds=state.oldest_pending_seconds,
+        )
+        return Settled(expired=expired, attempted=attempted, settled=settled, **msgspec.structs.asdict(state))
+
+    def _begin_expiry(self, *, deadline: Deadline) -> int:
+        expired = 0
+        while deadline.remaining_seconds() > self._rules.reserve_seconds:
+            begun = store.begin_expiry(
+                self._database, keep_row=self._rules.keeps_expired_rows, at_most=_EXPIRED_AT_ONCE
+            )
+            expired += begun
+            if begun < _EXPIRED_AT_ONCE:
+                break
+        return expired
+
+    def _settle(self, claimed: store.Claimed) -> bool:
+        """Whether the operation is over. One that is not stays, with the reason, for its next attempt."""
+        deadline = Deadline(self._rules.gateway_seconds)
+        try:
+            for token_hash in claimed.token_hashes:
+                self._litellm.delete(token_hash, deadline=deadline)
+            if self._finish(claimed):
+                return True
+        except Unavailable as trouble:
+            self._release(claimed, journal.reason(trouble), waits_for_drain=False)
+            return False
+        self._release(claimed, journal.DRAINING, waits_for_drain=True)
+        return False
+
+    def _finish(self, claimed: store.Claimed) -> bool:
+        if claimed.kind == "create":
+            return finish_undo(
+                self._database,
+                operation_id=claimed.operation_id,
+                epoch=claimed.epoch,
+                api_key_id=claimed.api_key_id,
+                reason="undone: LiteLLM did not confirm it and nobody asked for it again",
+            )
+        deleted_at = finish_delete(
+            self._database,
+            operation_id=claimed.operation_id,
+            epoch=claimed.epoch,
+            api_key_id=claimed.api_key_id,
+            gone_hashes=claimed.token_hashes,
+        )
+        return deleted_at is not None
+
+    def _release(self, claimed: store.Claimed, error: str, *, waits_for_drain: bool) -> None:
+        journal.release(
+            self._database,
+            operation_id=claimed.operation_id,
+            epoch=claimed.epoch,
+            error=error,
+            waits_for_drain=waits_for_drain,
+        )

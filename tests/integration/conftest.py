@@ -42,6 +42,20 @@ def cloud(aws: AwsServer, database_passwords: Passwords, litellm: LiteLLM) -> Cl
     )
 
 
+@pytest.fixture(scope="session")
+def gateway_proxy(litellm: LiteLLM) -> Iterator[FaultProxy]:
+    with FaultProxy(litellm.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def gateway_faults(gateway_proxy: FaultProxy) -> Iterator[FaultProxy]:
+    """One proxy for all tests, ending one takes 100 ms; each finds it without faults and calls."""
+    gateway_proxy.forget_calls()
+    yield gateway_proxy
+    gateway_proxy.clear()
+
+
 @pytest.fixture
 def service(
     cloud: Cloud, database: Database, litellm: LiteLLM, gateway_faults: FaultProxy, database_faults: PostgresProxy

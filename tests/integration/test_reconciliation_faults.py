@@ -23,7 +23,7 @@ class TestBrake:
         [({"stack_name": "keyservice-clone"}, "otherStack"), ({"litellm_url": "http://other.test"}, "otherGateway")],
         ids=["stack", "url"],
     )
-    def test_in_a_clone_nothing_is_healed(self, parameters: dict[str, str], brake: str, reconciler: Reconciler):
+    def test_in_a_clone_nothing_is_healed(self, parameters: dict[str, Any], brake: str, reconciler: Reconciler):
         orphan, missing, drift = reconciler.make_orphan(), reconciler.make_missing(), reconciler.make_drift()
 
         reports = [reconciler.run(**parameters) for _ in range(3)]

@@ -109,8 +109,6 @@ class _Run:
             self._heal_due(progress.pass_number)
         store.save_progress(self._database, msgspec.structs.replace(progress, stage="done"))
 
-    # --- the brakes
-
     def _may_heal(self) -> bool:
         return self._rules.mode == "heal" and self.brake is None
 
@@ -135,8 +133,6 @@ class _Run:
 
     def _seen(self, kind: FindingKind) -> int:
         return self.findings.get(kind, FindingSummary()).seen
-
-    # --- comparing
 
     def _compare_page(self, progress: store.Progress) -> store.Progress:
         """One page of LiteLLM's keys against the database's live keys up to the page's last hash."""
@@ -186,8 +182,6 @@ class _Run:
         if fields := key.differences(live.settings):
             return store.Finding(hash=live.hash, kind="drift", fields=fields)
         return store.Finding(hash=live.hash, kind="found") if live.is_marked_missing else None
-
-    # --- healing
 
     def _finish_claimed(self) -> None:
         """What a run claimed and did not end: LiteLLM may have done it or not, so it is done again, and audited."""

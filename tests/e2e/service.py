@@ -189,15 +189,20 @@ class Service:
             )
         )
 
-    def wait_until_blocked(self) -> None:
-        """Returns as soon as a statement of the functions waits for a lock."""
-        deadline = time.monotonic() + 20
-        while not self.rows(
-            "SELECT 1 FROM pg_stat_activity WHERE application_name = 'keyservice' AND datname = current_database()"
-            " AND wait_event_type = 'Lock'"
-        ):
-            assert time.monotonic() < deadline, "no statement waits for a lock"
+    def wait_until_blocked(self, *, statements: int) -> None:
+        """Returns as soon as so many statements of the functions wait for locks."""
+        deadline = time.monotonic() + 30
+        while self._blocked_statements() < statements:
+            assert time.monotonic() < deadline, "the statements do not wait for locks"
             time.sleep(0.02)
+
+    def _blocked_statements(self) -> int:
+        return len(
+            self.rows(
+                "SELECT pid FROM pg_stat_activity WHERE application_name = 'keyservice'"
+                " AND datname = current_database() AND wait_event_type = 'Lock'"
+            )
+        )
 
     @contextmanager
     def settings(self, value: LiteralString) -> Generator[None]:

@@ -96,6 +96,19 @@ def test_eight_runs_at_once_apply_everything_once(empty: Service):
     assert empty.rows("SELECT count(*) AS marks FROM keyservice_installation") == [{"marks": 1}]
 
 
+def test_runs_that_all_have_begun_wait_for_each_other(empty: Service):
+    with ThreadPoolExecutor(4) as threads:
+        with empty.transaction() as other:
+            # Whoever makes this table next waits until this one is gone again.
+            other.execute("CREATE TABLE keyservice_migrations ()")
+            runs = [threads.submit(empty.stack.invoke, "MigrateDatabase", {}) for _ in range(4)]
+            empty.wait_until_blocked(statements=4)
+        applied = sorted(run.result()["applied"] for run in runs)
+
+    assert applied == [[], [], [], ALL]
+    assert tables(empty) == TABLES
+
+
 def test_rows_that_litemaas_has_already_stay(empty: Service):
     empty.stack.invoke("MigrateDatabase", {})
     empty.rows("INSERT INTO models (id, name, provider) VALUES ('kept', 'kept', 'openai')")

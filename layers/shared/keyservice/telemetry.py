@@ -11,6 +11,8 @@ metrics = Metrics()
 
 # httpx writes an INFO line with the URL for every call; the request line of `endpoint` is the only one we want.
 logging.getLogger("httpx").setLevel(logging.WARNING)
+# psycopg warns, naming host and user, of what it then raises anyway.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def count(name: str) -> None:

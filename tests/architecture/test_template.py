@@ -8,7 +8,8 @@ import pytest
 from tests.architecture.translation import DEPLOYMENT, ROOT, read_template, translate
 
 HTTP_FUNCTIONS = ["CheckHealth", "CreateApiKey", "DeleteApiKey", "ListApiKeys", "ListOperations", "RetryOperation"]
-SCHEDULED_FUNCTIONS = ["SettleOperations"]
+# Each with the name of its schedule.
+SCHEDULED_FUNCTIONS = {"Reconcile": "Every15Minutes", "SettleOperations": "EveryMinute"}
 FUNCTIONS = sorted([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS, "MigrateDatabase"])
 
 # An HTTP API answers 503 itself when an integration takes longer; it cannot be raised (AWS quota).
@@ -57,6 +58,16 @@ OWN_VARIABLES = {
         "SETTLE_RESERVE_SECONDS",
     },
     "MigrateDatabase": {"DATABASE_APP_USER", "LITELLM_URL", "STACK_NAME"},
+    "Reconcile": {
+        "GATEWAY_DRAIN_SECONDS",
+        "LITELLM_SECRET_ARN",
+        "LITELLM_URL",
+        "RECONCILE_BUCKET",
+        "RECONCILE_MAX_HEALS",
+        "RECONCILE_MODE",
+        "RECONCILE_RESERVE_SECONDS",
+        "STACK_NAME",
+    },
 }
 
 
@@ -168,13 +179,15 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
         ("DeleteApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("ListApiKeys", ["DatabaseSecretArn"]),
         ("MigrateDatabase", ["DatabaseMigratorSecretArn"]),
+        ("Reconcile", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
     ],
 )
 def test_a_role_reads_exactly_its_secrets_and_may_do_nothing_else(
     resources: dict[str, Any], function: str, secrets: list[str]
 ) -> None:
     role = resources[f"{function}Role"]["Properties"]
-    statements = [s for policy in role["Policies"] for s in policy["PolicyDocument"]["Statement"]]
+    always = [policy for policy in role["Policies"] if "Fn::If" not in policy]
+    statements = [s for policy in always for s in policy["PolicyDocument"]["Statement"]]
 
     assert [s["Effect"] for s in statements] == ["Allow"] * len(secrets)
     assert [s["Action"] for s in statements] == [["secretsmanager:GetSecretValue"]] * len(secrets)
@@ -187,23 +200,66 @@ def test_a_role_reads_exactly_its_secrets_and_may_do_nothing_else(
     ]
 
 
+def test_only_reconcile_may_do_more_and_only_keep_its_reports_in_a_bucket_that_was_given(
+    template: dict[str, Any], resources: dict[str, Any]
+) -> None:
+    conditional = {
+        function: [
+            policy["Fn::If"] for policy in resources[f"{function}Role"]["Properties"]["Policies"] if "Fn::If" in policy
+        ]
+        for function in FUNCTIONS
+    }
+    [[condition, granted, otherwise]] = conditional.pop("Reconcile")
+
+    assert list(conditional.values()) == [[]] * len(conditional)
+    assert template["Conditions"][condition] == {"Fn::Not": [{"Fn::Equals": [{"Ref": "ReconcileBucket"}, ""]}]}
+    assert granted["PolicyDocument"]["Statement"] == [
+        {
+            "Effect": "Allow",
+            "Action": "s3:PutObject",
+            "Resource": {"Fn::Sub": "arn:${AWS::Partition}:s3:::${ReconcileBucket}/reports/*"},
+        }
+    ]
+    assert otherwise == {"Ref": "AWS::NoValue"}
+
+
+@pytest.mark.parametrize(
+    ("function", "rate"), [("Reconcile", "rate(15 minutes)"), ("SettleOperations", "rate(1 minute)")]
+)
+def test_a_schedule_calls_the_live_version_and_never_repeats(
+    resources: dict[str, Any], function: str, rate: str
+) -> None:
+    name = f"{function}{SCHEDULED_FUNCTIONS[function]}"
+    schedule = resources[name]["Properties"]
+    statements = [
+        s for p in resources[f"{name}Role"]["Properties"]["Policies"] for s in p["PolicyDocument"]["Statement"]
+    ]
+    asynchronous = resources[f"{function}EventInvokeConfig"]["Properties"]
+
+    assert schedule["ScheduleExpression"] == rate
+    assert schedule["Target"]["Arn"] == {"Ref": f"{function}Aliaslive"}
+    assert schedule["Target"]["RetryPolicy"] == {"MaximumRetryAttempts": 0, "MaximumEventAgeInSeconds": 60}
+    assert "Name" not in schedule  # a second stack in the account would want the same
+    assert statements == [
+        {"Effect": "Allow", "Action": "lambda:InvokeFunction", "Resource": {"Ref": f"{function}Aliaslive"}}
+    ]
+    assert (asynchronous["Qualifier"], asynchronous["MaximumRetryAttempts"]) == ("live", 0)
+    assert asynchronous["MaximumEventAgeInSeconds"] == 60
+
+
+def test_reconcile_is_over_before_the_next_one_comes(resources: dict[str, Any]) -> None:
+    assert resources["Reconcile"]["Properties"]["Timeout"] < 15 * 60
+
+
 def test_each_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
     roles = {name: p["Role"] for name, p in of_type(resources, "AWS::Lambda::Function").items()}
 
     assert roles == {name: {"Fn::GetAtt": [f"{name}Role", "Arn"]} for name in FUNCTIONS}
-    schedulers = ["SettleOperationsEveryMinuteRole"]  # they may invoke their function, and nothing else
+    # A schedule's own role may invoke its function, and nothing else.
+    schedulers = [f"{name}{schedule}Role" for name, schedule in SCHEDULED_FUNCTIONS.items()]
     assert sorted(of_type(resources, "AWS::IAM::Role")) == sorted([f"{name}Role" for name in FUNCTIONS] + schedulers)
     assert of_type(resources, "AWS::IAM::Policy") == {}
     assert of_type(resources, "AWS::IAM::ManagedPolicy") == {}
-
-
-def test_schedules_are_not_retried(resources: dict[str, Any]) -> None:
-    schedules = of_type(resources, "AWS::Scheduler::Schedule")
-
-    assert {name: p["Target"]["RetryPolicy"] for name, p in schedules.items()} == {
-        "SettleOperationsEveryMinute": {"MaximumRetryAttempts": 0, "MaximumEventAgeInSeconds": 60}
-    }
-    assert [p["MaximumRetryAttempts"] for p in of_type(resources, "AWS::Lambda::EventInvokeConfig").values()] == [0]
 
 
 def test_only_create_may_derive_secrets(resources: dict[str, Any]) -> None:

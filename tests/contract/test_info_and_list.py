@@ -165,3 +165,67 @@ def test_a_list_out_of_bounds_is_a_422(query: dict[str, Any], problem: tuple[str
 @pytest.mark.parametrize("query", [{"sort_by": "nope"}, {"sort_by": "token", "sort_order": "nope"}, {"status": "nope"}])
 def test_a_list_by_an_unknown_word_is_a_400(query: dict[str, str], gateway: Gateway):
     assert error_of(gateway.get("/key/list", query)) == (400, "internal_server_error", "None", "400")
+
+
+@pytest.fixture(scope="module")
+def mark() -> str:
+    return unique("lmk")
+
+
+@pytest.fixture(scope="module")
+def marked(mark: str, gateway: Gateway) -> list[dict[str, Any]]:
+    """Active, blocked and expired ones, the oldest first; beside them a deleted one and three of others."""
+    metadata = {"keyservice": {"mark": mark, "api_key_id": "a"}, "user": {"team": "x"}}
+    settings: list[dict[str, Any]] = [{}, {"blocked": True}, {"duration": "0s"}, {"duration": "1h"}, {}]
+    keys = [
+        gateway.generate(key_alias=f"{mark}:{number}:1", metadata=metadata, **setting)
+        for number, setting in enumerate(settings)
+    ]
+    gateway.delete(gateway.generate(key_alias=f"{mark}:deleted:1", metadata=metadata)["token"])
+    for alias in (f"{mark}2:0:1", f"other:{mark}", f"{mark}-0:1"):
+        gateway.generate(key_alias=alias, metadata=metadata)
+    return keys
+
+
+class TestListOfAMark:
+    """What comparing all keys of one mark with a database stands on."""
+
+    def page(self, gateway: Gateway, mark: str, **query: Any) -> dict[str, Any]:
+        chosen = {
+            "key_alias": f"{mark}:",
+            "substring_matching": "true",
+            "return_full_object": "true",
+            "sort_by": "token",
+            "sort_order": "asc",
+            "size": "2",
+            **query,
+        }
+        answer = gateway.get("/key/list", chosen)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def test_its_pages_go_up_by_hash_and_hold_every_live_key_once(
+        self, mark: str, marked: list[dict[str, Any]], gateway: Gateway
+    ):
+        pages = [self.page(gateway, mark, page=number) for number in (1, 2, 3, 4)]
+
+        assert [len(page["keys"]) for page in pages] == [2, 2, 1, 0]
+        assert [key["token"] for page in pages for key in page["keys"]] == sorted(tokens(marked))
+        assert [(page["total_count"], page["total_pages"]) for page in pages] == [(5, 3)] * 4
+
+    def test_its_newest_come_first_when_asked_for(self, mark: str, marked: list[dict[str, Any]], gateway: Gateway):
+        page = self.page(gateway, mark, sort_by="created_at", sort_order="desc")
+
+        assert tokens(page["keys"]) == tokens(marked)[:2:-1]
+
+    def test_it_tells_what_is_compared(self, mark: str, marked: list[dict[str, Any]], gateway: Gateway):
+        told = {key["token"]: key for key in self.page(gateway, mark, size="100")["keys"]}
+
+        assert [told[key["token"]]["blocked"] for key in marked] == [None, True, None, None, None]
+        assert [told[key["token"]]["expires"] is None for key in marked] == [True, True, False, False, True]
+        assert all(key["metadata"]["keyservice"]["mark"] == mark for key in told.values())
+
+    def test_one_that_nobody_bears_is_empty(self, gateway: Gateway):
+        page = self.page(gateway, unique("nobody"))
+
+        assert (page["keys"], page["total_count"], page["total_pages"]) == ([], 0, 0)

@@ -28,6 +28,7 @@ from tests.support.postgres_faults import PostgresProxy
 
 LEASE_SECONDS = 30.0
 DRAIN_SECONDS = 900.0
+RESUME_SECONDS = 300.0
 # Of one request, where the test is not about running out of it.
 PLENTY_SECONDS = 20.0
 
@@ -146,6 +147,7 @@ class Service:
             "max_active_keys": 10,
             "lease_seconds": LEASE_SECONDS,
             "drain_seconds": DRAIN_SECONDS,
+            "resume_seconds": RESUME_SECONDS,
         } | rules
         return KeyCreation(
             database=self.connect_database() if fresh else self.database,
@@ -173,7 +175,8 @@ class Service:
         **body: Any,
     ) -> IssuedKey:
         wanted = NewApiKey(**({"model_ids": ["gpt-4o"], "name": "notebook"} | body))
-        return self.creation(**(rules or {})).create(caller(subject), wanted, deadline=Deadline(seconds))
+        creation = self.creation(**(rules or {}))
+        return creation.create(caller(subject), wanted, idempotency_key=None, deadline=Deadline(seconds)).key
 
     def delete(
         self, key_id: UUID | str, name: str = "alice", *, seconds: float = PLENTY_SECONDS

@@ -87,3 +87,19 @@ def test_malformed_number_is_named_and_not_shown():
 def test_malformed_seconds_are_named():
     with pytest.raises(SettingsError, match="GATEWAY_DRAIN_SECONDS"):
         settings_with(GATEWAY_DRAIN_SECONDS="soon").seconds("GATEWAY_DRAIN_SECONDS")
+
+
+@pytest.mark.parametrize("mode", ["report", "heal"])
+def test_reconcile_mode_is_one_of_two(mode: str):
+    assert Settings(variables={"RECONCILE_MODE": mode}).reconcile_mode == mode
+
+
+@pytest.mark.parametrize("value", ["Heal", "on", ""])
+def test_any_other_reconcile_mode_is_refused(value: str):
+    with pytest.raises(SettingsError, match="RECONCILE_MODE"):
+        _ = Settings(variables={"RECONCILE_MODE": value}).reconcile_mode
+
+
+def test_without_a_bucket_reports_are_kept_nowhere():
+    assert Settings(variables={"RECONCILE_BUCKET": ""}).reconcile_bucket is None
+    assert Settings(variables={"RECONCILE_BUCKET": "reports"}).reconcile_bucket == "reports"

@@ -9,12 +9,14 @@ deletion        deleting a key (deletion_store: its SQL)
 listing         listing keys (listing_store: its SQL)
 settlement      finishing what was interrupted, expiring keys (settlement_store: its SQL)
 operations      the operator's view of the journal (operations_store: its SQL)
+reconciliation  comparing LiteLLM's keys with the database's and healing what differs (reconciliation_store: its SQL)
 health          whether each backend answers
 schema          applies migrations/*.sql
 model_catalog   the models LiteLLM serves, remembered for a minute
 journal         what every change shares: locks, whose change it is, giving an operation back
 litellm         the LiteLLM client; the only module that imports httpx
 derivation      deriving a key's secret with KMS
+report_archive  keeping reports in S3
 database        one connection per environment; reopens a stale one
 secret_values   reading Secrets Manager
 queries         what the query strings of lists have in common

@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -54,15 +54,20 @@ class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
     blocked: bool | None = None
     metadata: dict[str, Any] = {}
 
+    def has_alias_of(self, mark: str) -> bool:
+        return (self.key_alias or "").startswith(f"{mark}:")
+
     def is_ours(self, mark: str) -> bool:
+        """Whether alias and metadata bear the mark: an alias alone may be somebody else's."""
         is_marked = _object(self.metadata.get("keyservice")).get("mark") == mark
-        return is_marked and (self.key_alias or "").startswith(f"{mark}:")
+        return is_marked and self.has_alias_of(mark)
 
     def differences(self, settings: KeySettings) -> list[str]:
         """LiteLLM's names of what is not as the settings say. `expires` may be some seconds off: LiteLLM counts from
         the moment it reads the request. The soft budget is not among what LiteLLM tells."""
-        wanted = _limits(settings)
-        differing = [name for name, value in wanted.items() if getattr(self, name) != value]
+        wanted = _limits(settings) | {"models": sorted(settings.models)}
+        actual = msgspec.structs.asdict(self) | {"models": sorted(self.models)}
+        differing = [name for name, value in wanted.items() if actual[name] != value]
         if (self.expires is None) != (settings.expires_at is None) or (
             self.expires is not None
             and settings.expires_at is not None
@@ -73,9 +78,11 @@ class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GatewayKeyPage(msgspec.Struct, frozen=True, kw_only=True):
-    """`keys` may be fewer than LiteLLM sent: only those that bear the mark exactly."""
+    """`keys` may be fewer than LiteLLM sent: only those whose alias begins exactly with the mark. `last_token` is the
+    greatest of all it sent, None when it sent none."""
 
     keys: list[GatewayKey]
+    last_token: str | None
     total_pages: int
 
 
@@ -189,15 +196,18 @@ class LiteLLM:
         if answer.status_code != 200:
             raise _trouble("key/update", answer)
 
-    def list_keys(self, *, mark: str, page: int, deadline: Deadline) -> GatewayKeyPage:
-        """Page 1, 2, ... of the keys whose alias begins exactly with the mark and whose metadata agrees, sorted by
-        hash, at most 100. LiteLLM finds aliases anywhere and in any case: what is not ours is left out here."""
+    def list_keys(
+        self, *, mark: str, page: int, deadline: Deadline, order: Literal["by hash", "newest first"] = "by hash"
+    ) -> GatewayKeyPage:
+        """Page 1, 2, ... of the keys whose alias begins exactly with the mark, at most 100; whether the metadata
+        agrees is for the reader to ask. LiteLLM finds aliases anywhere and in any case: those are left out here."""
+        column, direction = ("token", "asc") if order == "by hash" else ("created_at", "desc")
         query = {
             "key_alias": f"{mark}:",
             "substring_matching": "true",
             "return_full_object": "true",
-            "sort_by": "token",
-            "sort_order": "asc",
+            "sort_by": column,
+            "sort_order": direction,
             "size": "100",
             "page": str(page),
         }
@@ -209,7 +219,11 @@ class LiteLLM:
         except msgspec.ValidationError as error:
             raise _trouble("key/list", answer) from error
         found = [_gateway_key(key) for key in listed.keys]
-        return GatewayKeyPage(keys=[key for key in found if key.is_ours(mark)], total_pages=listed.total_pages)
+        return GatewayKeyPage(
+            keys=[key for key in found if key.has_alias_of(mark)],
+            last_token=max((key.token for key in found), default=None),
+            total_pages=listed.total_pages,
+        )
 
     def models(self, *, deadline: Deadline) -> list[ModelDetails]:
         """Every model LiteLLM serves, each once."""

@@ -291,6 +291,39 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     oldest_pending_seconds: float
 
 
+type ReconcileMode = Literal["report", "heal"]
+# orphan: in LiteLLM, over here. missing: the other way round. drift: in both, with other settings. found: was missing.
+# unknown: bears our mark, and this database has never heard of it. foreign: bears half of our mark.
+type FindingKind = Literal["orphan", "missing", "drift", "found", "unknown", "foreign"]
+# Why nothing was healed: another stack's database, another LiteLLM, a restored database, more than is plausible.
+type Brake = Literal["otherStack", "otherGateway", "unknownKeys", "tooMany"]
+
+
+class FindingSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """`due`: how many may be healed now. `hashes`: at most 100."""
+
+    seen: int = 0
+    due: int = 0
+    hashes: list[str] = []
+
+
+class ReconcileReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One run. `findings`: what the pass has seen, before any healing; `healed`: counts by kind; `failed`: heals that
+    did not work and will be tried again. `interruption`: why the run ended before its pass did."""
+
+    started_at: str
+    finished_at: str
+    mode: ReconcileMode
+    pass_number: int
+    is_complete: bool
+    interruption: str | None
+    brake: Brake | None
+    keys_compared: int
+    findings: dict[FindingKind, FindingSummary]
+    healed: dict[FindingKind, int]
+    failed: int
+
+
 def timestamp(moment: datetime) -> str:
     """ISO 8601 UTC with milliseconds and Z, as JavaScript's Date writes it."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -5,6 +5,8 @@ from typing import Literal
 
 import msgspec
 
+from keyservice.models import ReconcileMode
+
 
 class SettingsError(Exception):
     """A variable is missing or malformed; the message names it and never its value."""
@@ -91,3 +93,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def lease_seconds(self) -> float:
         """How long an operation belongs to the invocation that claimed it: its timeout and 5 s more."""
         return self.seconds("FUNCTION_TIMEOUT_SECONDS") + 5
+
+    @property
+    def reconcile_mode(self) -> ReconcileMode:
+        value = self.text("RECONCILE_MODE")
+        if value not in ("report", "heal"):
+            raise SettingsError("the environment variable RECONCILE_MODE is neither `report` nor `heal`")
+        return value
+
+    @property
+    def reconcile_bucket(self) -> str | None:
+        return self.variables.get("RECONCILE_BUCKET") or None

@@ -64,3 +64,11 @@ def write_settled(
         metrics.add_dimension(name="kind", value=kind)
         metrics.add_metric(name="PendingOperations", unit=MetricUnit.Count, value=number)
         metrics.flush_metrics()
+
+
+def write_reconciled(counts: Mapping[str, int], *, duration_ms: float) -> None:
+    """One EMF line for the whole service."""
+    for name, value in counts.items():
+        metrics.add_metric(name=name, unit=MetricUnit.Count, value=value)
+    milliseconds("ReconcileDuration", duration_ms)
+    metrics.flush_metrics()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keyservice.listing import KeyListing
     from keyservice.litellm import LiteLLM
     from keyservice.operations import Operations
+    from keyservice.reconciliation import Reconciliation
     from keyservice.schema import Migrated
     from keyservice.settlement import Settlement
 
@@ -119,6 +120,27 @@ def health_check() -> "HealthCheck":
 
     return HealthCheck(
         settings=settings().database, secret_values=secret_values(), litellm_url=settings().text("LITELLM_URL")
+    )
+
+
+@cache
+def reconciliation() -> "Reconciliation":
+    from keyservice.reconciliation import ReconcileRules, Reconciliation
+    from keyservice.report_archive import ReportArchive
+
+    bucket = settings().reconcile_bucket
+    return Reconciliation(
+        database=database(),
+        litellm=litellm(),
+        rules=ReconcileRules(
+            mode=settings().reconcile_mode,
+            stack_name=settings().text("STACK_NAME"),
+            litellm_url=settings().text("LITELLM_URL"),
+            drain_seconds=settings().seconds("GATEWAY_DRAIN_SECONDS"),
+            max_heals=settings().integer("RECONCILE_MAX_HEALS"),
+            reserve_seconds=settings().seconds("RECONCILE_RESERVE_SECONDS"),
+        ),
+        archive=None if bucket is None else ReportArchive(bucket),
     )
 
 

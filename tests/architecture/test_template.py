@@ -56,6 +56,7 @@ OWN_VARIABLES = {
         "SETTLE_FIRST_WAIT_SECONDS",
         "SETTLE_LONGEST_WAIT_SECONDS",
         "SETTLE_RESERVE_SECONDS",
+        "STACK_NAME",
     },
     "MigrateDatabase": {"DATABASE_APP_USER", "LITELLM_URL", "STACK_NAME"},
     "Reconcile": {

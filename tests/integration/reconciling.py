@@ -7,6 +7,7 @@ from uuid import UUID
 from psycopg import sql
 
 from keyservice.models import Deadline, FindingKind, IssuedKey, NewApiKey, ReconcileReport
+from keyservice.provenance import Deployment
 from keyservice.reconciliation import ReconcileRules, Reconciliation
 from keyservice.report_archive import ReportArchive
 from tests.integration.service import Service, caller, hash_of
@@ -33,10 +34,12 @@ class Reconciler:
         **rules: Any,
     ) -> ReconcileReport:
         """In mode `heal`, and without a drain unless told otherwise; `fresh` gives it connections of its own."""
+        deployment = Deployment(
+            stack_name=rules.pop("stack_name", STACK_NAME), litellm_url=rules.pop("litellm_url", LITELLM_URL)
+        )
         chosen = {
             "mode": "heal",
-            "stack_name": STACK_NAME,
-            "litellm_url": LITELLM_URL,
+            "deployment": deployment,
             "drain_seconds": 0.0,
             "max_heals": 10,
             "reserve_seconds": 0.0,

@@ -10,6 +10,7 @@ listing         listing keys (listing_store: its SQL)
 settlement      finishing what was interrupted, expiring keys (settlement_store: its SQL)
 operations      the operator's view of the journal (operations_store: its SQL)
 reconciliation  comparing LiteLLM's keys with the database's and healing what differs (reconciliation_store: its SQL)
+provenance      whether this database is the one LiteLLM's keys were made from
 health          whether each backend answers
 schema          applies migrations/*.sql
 model_catalog   the models LiteLLM serves, remembered for a minute

@@ -280,12 +280,19 @@ class RetriedOperation(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+# Why nothing was healed: another stack's database, another LiteLLM, a restored database, more than is plausible.
+type Brake = Literal["otherStack", "otherGateway", "unknownKeys", "tooMany"]
+# Why a settling only deleted: as above, or LiteLLM could not be asked.
+type SettleBrake = Brake | Literal["gatewayUnavailable"]
+
+
 class Settled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What one run did, and what it left pending."""
+    """What one run did, and what it left pending. With a `brake` it only attempted deletes."""
 
     expired: int
     attempted: int
     settled: int
+    brake: SettleBrake | UnsetType = UNSET
     pending_creates: int
     pending_deletes: int
     oldest_pending_seconds: float
@@ -295,8 +302,6 @@ type ReconcileMode = Literal["report", "heal"]
 # orphan: in LiteLLM, over here. missing: the other way round. drift: in both, with other settings. found: was missing.
 # unknown: bears our mark, and this database has never heard of it. foreign: bears half of our mark.
 type FindingKind = Literal["orphan", "missing", "drift", "found", "unknown", "foreign"]
-# Why nothing was healed: another stack's database, another LiteLLM, a restored database, more than is plausible.
-type Brake = Literal["otherStack", "otherGateway", "unknownKeys", "tooMany"]
 
 
 class FindingSummary(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from keyservice.database import Database
 from keyservice.errors import GatewayUnavailable, Unavailable
 from keyservice.litellm import GatewayKey, LiteLLM
 from keyservice.models import Brake, Deadline, FindingKind, FindingSummary, ReconcileMode, ReconcileReport, timestamp
+from keyservice.provenance import Deployment, find_brake
 from keyservice.report_archive import ReportArchive
 
 # A page far into a million keys takes LiteLLM's database seconds to find.
@@ -31,8 +32,7 @@ class ReconcileRules(msgspec.Struct, frozen=True, kw_only=True):
     than `max_heals` and 1 % of all keys are not made; `reserve_seconds` of its time a run keeps for its end."""
 
     mode: ReconcileMode
-    stack_name: str
-    litellm_url: str
+    deployment: Deployment
     drain_seconds: float
     max_heals: int
     reserve_seconds: float
@@ -91,7 +91,13 @@ class _Run:
     def carry_out(self) -> None:
         installation = store.read_installation(self._database)
         self.mark = installation.mark
-        self.brake = self._moved(installation) or self._restored()
+        self.brake = find_brake(
+            self._database,
+            self._litellm,
+            deployment=self._rules.deployment,
+            installation=installation,
+            deadline=self._call_deadline(),
+        )
         progress = store.begin_pass(self._database)
         self.progress = progress
         if self._may_heal():
@@ -111,19 +117,6 @@ class _Run:
 
     def _may_heal(self) -> bool:
         return self._rules.mode == "heal" and self.brake is None
-
-    def _moved(self, installation: store.Installation) -> Brake | None:
-        """A clone of the database carries the mark of the stack it was taken from, whose keys are not ours to heal."""
-        if installation.stack_name != self._rules.stack_name:
-            return "otherStack"
-        return "otherGateway" if installation.litellm_url != self._rules.litellm_url else None
-
-    def _restored(self) -> Brake | None:
-        """T1 commits a token before LiteLLM hears of it, and tokens are never removed: a key with our mark whose hash
-        is not here was made after the dump that this database was restored from. Such keys are LiteLLM's newest."""
-        newest = self._litellm.list_keys(mark=self.mark, page=1, order="newest first", deadline=self._call_deadline())
-        ours = [key.token for key in newest.keys if key.is_ours(self.mark)]
-        return "unknownKeys" if store.read_tokens(self._database, ours).keys() < set(ours) else None
 
     def _overdone(self, progress: store.Progress) -> Brake | None:
         if self._seen("unknown"):

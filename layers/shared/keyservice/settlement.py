@@ -7,17 +7,20 @@ from keyservice import settlement_store as store
 from keyservice.creation_store import finish_undo
 from keyservice.database import Database
 from keyservice.deletion_store import finish_delete
-from keyservice.errors import Unavailable
+from keyservice.errors import GatewayUnavailable, Unavailable
 from keyservice.litellm import LiteLLM
-from keyservice.models import Deadline, Settled
+from keyservice.models import Deadline, SettleBrake, Settled, or_unset
+from keyservice.provenance import Deployment, find_brake
+from keyservice.reconciliation_store import read_installation
 
 _EXPIRED_AT_ONCE = 100
 
 
 class SettleRules(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds: `lease` an operation is ours, `gateway` LiteLLM gets for one, `reserve` a started one may still need; the
-    waits between attempts double from the first to the longest, with jitter."""
+    """The parameters as they are now. Seconds: `lease` an operation is ours, `gateway` LiteLLM gets for one, `reserve` a
+    started one may still need; the waits between attempts double from the first to the longest, with jitter."""
 
+    deployment: Deployment
     lease_seconds: float
     gateway_seconds: float
     reserve_seconds: float
@@ -37,9 +40,12 @@ class Settlement:
     def run(self, *, deadline: Deadline) -> Settled:
         """Attempts every operation that is due, each once, until the time left does not suffice for another.
 
+        An accepted delete is final, and always attempted. Creates are undone and keys expired only when this database is
+        known to be the one LiteLLM's keys were made from: in a restored one a create may have come true since.
         Two runs at once share the work: an operation is claimed by one. Raises DatabaseUnavailable.
         """
-        expired = self._begin_expiry(deadline=deadline)
+        brake = self._find_brake()
+        expired = self._begin_expiry(deadline=deadline) if brake is None else 0
         attempted = settled = 0
         while deadline.remaining_seconds() > self._rules.gateway_seconds + self._rules.reserve_seconds:
             claimed = store.claim_due(
@@ -47,6 +53,7 @@ class Settlement:
                 lease_seconds=self._rules.lease_seconds,
                 first_wait_seconds=self._rules.first_wait_seconds,
                 longest_wait_seconds=self._rules.longest_wait_seconds,
+                only_deletes=brake is not None,
             )
             if claimed is None:
                 break
@@ -59,8 +66,27 @@ class Settlement:
             expired=expired,
             pending={"create": state.pending_creates, "delete": state.pending_deletes},
             oldest_pending_seconds=state.oldest_pending_seconds,
+            is_braked=brake not in (None, "gatewayUnavailable"),
         )
-        return Settled(expired=expired, attempted=attempted, settled=settled, **msgspec.structs.asdict(state))
+        return Settled(
+            expired=expired,
+            attempted=attempted,
+            settled=settled,
+            brake=or_unset(brake),
+            **msgspec.structs.asdict(state),
+        )
+
+    def _find_brake(self) -> SettleBrake | None:
+        try:
+            return find_brake(
+                self._database,
+                self._litellm,
+                deployment=self._rules.deployment,
+                installation=read_installation(self._database),
+                deadline=Deadline(self._rules.gateway_seconds),
+            )
+        except GatewayUnavailable:
+            return "gatewayUnavailable"
 
     def _begin_expiry(self, *, deadline: Deadline) -> int:
         expired = 0

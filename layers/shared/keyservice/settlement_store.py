@@ -36,6 +36,7 @@ _CLAIM_DUE = """/* claim_due */
 WITH due AS (
     SELECT id FROM api_key_operations
     WHERE state = 'pending' AND next_attempt_at <= now() AND lease_until <= now()
+    AND (kind = 'delete' OR NOT %(only_deletes)s)
     ORDER BY next_attempt_at
     FOR UPDATE SKIP LOCKED
     LIMIT 1
@@ -67,13 +68,19 @@ FROM claimed"""
 
 
 def claim_due(
-    database: Database, *, lease_seconds: float, first_wait_seconds: float, longest_wait_seconds: float
+    database: Database,
+    *,
+    lease_seconds: float,
+    first_wait_seconds: float,
+    longest_wait_seconds: float,
+    only_deletes: bool,
 ) -> Claimed | None:
     """The operation that is due longest, with a new epoch and lease; None when none is."""
     parameters = {
         "lease_seconds": lease_seconds,
         "first_wait_seconds": first_wait_seconds,
         "longest_wait_seconds": longest_wait_seconds,
+        "only_deletes": only_deletes,
     }
     [rows] = database.round_trip(Statement(_CLAIM_DUE, parameters))
     return msgspec.convert(rows[0], Claimed) if rows else None

@@ -52,10 +52,16 @@ def write_request(*, operation: str, outcome: str, duration_ms: float) -> None:
 
 
 def write_settled(
-    *, attempted: int, settled: int, expired: int, pending: Mapping[str, int], oldest_pending_seconds: float
+    *,
+    attempted: int,
+    settled: int,
+    expired: int,
+    pending: Mapping[str, int],
+    oldest_pending_seconds: float,
+    is_braked: bool,
 ) -> None:
     """One EMF line for the whole service, and one for each kind of operation with how many are pending."""
-    numbers = {"Attempts": attempted, "Settled": settled, "Expired": expired}
+    numbers = {"Attempts": attempted, "Settled": settled, "Expired": expired, "BrakePulled": int(is_braked)}
     for name, value in numbers.items():
         metrics.add_metric(name=name, unit=MetricUnit.Count, value=value)
     metrics.add_metric(name="OldestPendingAge", unit=MetricUnit.Seconds, value=round(oldest_pending_seconds, 1))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keyservice.listing import KeyListing
     from keyservice.litellm import LiteLLM
     from keyservice.operations import Operations
+    from keyservice.provenance import Deployment
     from keyservice.reconciliation import Reconciliation
     from keyservice.schema import Migrated
     from keyservice.settlement import Settlement
@@ -104,6 +105,7 @@ def settlement() -> "Settlement":
         database=database(),
         litellm=litellm(),
         rules=SettleRules(
+            deployment=deployment(),
             lease_seconds=settings().lease_seconds,
             gateway_seconds=settings().seconds("LITELLM_BUDGET_SECONDS"),
             reserve_seconds=settings().seconds("SETTLE_RESERVE_SECONDS"),
@@ -124,6 +126,13 @@ def health_check() -> "HealthCheck":
 
 
 @cache
+def deployment() -> "Deployment":
+    from keyservice.provenance import Deployment
+
+    return Deployment(stack_name=settings().text("STACK_NAME"), litellm_url=settings().text("LITELLM_URL"))
+
+
+@cache
 def reconciliation() -> "Reconciliation":
     from keyservice.reconciliation import ReconcileRules, Reconciliation
     from keyservice.report_archive import ReportArchive
@@ -134,8 +143,7 @@ def reconciliation() -> "Reconciliation":
         litellm=litellm(),
         rules=ReconcileRules(
             mode=settings().reconcile_mode,
-            stack_name=settings().text("STACK_NAME"),
-            litellm_url=settings().text("LITELLM_URL"),
+            deployment=deployment(),
             drain_seconds=settings().seconds("GATEWAY_DRAIN_SECONDS"),
             max_heals=settings().integer("RECONCILE_MAX_HEALS"),
             reserve_seconds=settings().seconds("RECONCILE_RESERVE_SECONDS"),

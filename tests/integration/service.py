@@ -17,9 +17,21 @@ from keyservice.deletion import DeleteRules, KeyDeletion
 from keyservice.derivation import KeyDeriver
 from keyservice.listing import KeyListing
 from keyservice.litellm import LiteLLM
-from keyservice.models import Actor, Caller, Deadline, DeletedKey, IssuedKey, KeyPage, NewApiKey, PendingDeletion
+from keyservice.models import (
+    Actor,
+    Caller,
+    Creation,
+    Deadline,
+    DeletedKey,
+    IssuedKey,
+    KeyPage,
+    NewApiKey,
+    PendingDeletion,
+    Settled,
+)
 from keyservice.secret_values import SecretValues
 from keyservice.settings import DatabaseSettings
+from keyservice.settlement import Settlement, SettleRules
 from local.aws import AwsServer
 from local.loopback import NO_TLS
 from tests.support import fixtures
@@ -28,6 +40,7 @@ from tests.support.postgres_faults import PostgresProxy
 
 LEASE_SECONDS = 30.0
 DRAIN_SECONDS = 900.0
+RESUME_SECONDS = 300.0
 # Of one request, where the test is not about running out of it.
 PLENTY_SECONDS = 20.0
 
@@ -146,6 +159,7 @@ class Service:
             "max_active_keys": 10,
             "lease_seconds": LEASE_SECONDS,
             "drain_seconds": DRAIN_SECONDS,
+            "resume_seconds": RESUME_SECONDS,
         } | rules
         return KeyCreation(
             database=self.connect_database() if fresh else self.database,
@@ -161,19 +175,41 @@ class Service:
             rules=DeleteRules(lease_seconds=LEASE_SECONDS, gateway_cache_seconds=60.0),
         )
 
+    def settlement(self, *, fresh: bool = False, **rules: Any) -> Settlement:
+        chosen = {
+            "lease_seconds": LEASE_SECONDS,
+            "gateway_seconds": 1.0,
+            "reserve_seconds": 1.0,
+            "first_wait_seconds": 60.0,
+            "longest_wait_seconds": 900.0,
+            "keeps_expired_rows": True,
+        } | rules
+        return Settlement(
+            database=self.connect_database() if fresh else self.database,
+            litellm=self.connect_litellm() if fresh else self.gateway,
+            rules=SettleRules(**chosen),
+        )
+
     # What a caller does.
 
-    def create(
+    def create(self, subject: str = "alice", /, **request: Any) -> IssuedKey:
+        """As `ask_for_key`, where the test is not about repeating it."""
+        return self.ask_for_key(subject, **request).key
+
+    def ask_for_key(
         self,
         subject: str = "alice",
         /,
         *,
+        idempotency_key: str | None = None,
         seconds: float = PLENTY_SECONDS,
         rules: Mapping[str, Any] | None = None,
         **body: Any,
-    ) -> IssuedKey:
+    ) -> Creation:
         wanted = NewApiKey(**({"model_ids": ["gpt-4o"], "name": "notebook"} | body))
-        return self.creation(**(rules or {})).create(caller(subject), wanted, deadline=Deadline(seconds))
+        return self.creation(**(rules or {})).create(
+            caller(subject), wanted, idempotency_key=idempotency_key, deadline=Deadline(seconds)
+        )
 
     def delete(
         self, key_id: UUID | str, name: str = "alice", *, seconds: float = PLENTY_SECONDS
@@ -182,6 +218,9 @@ class Service:
 
     def list_keys(self, name: str = "alice", **parameters: str) -> KeyPage:
         return KeyListing(database=self.database).page(caller(name), parameters)
+
+    def settle(self, *, seconds: float = PLENTY_SECONDS, **rules: Any) -> Settled:
+        return self.settlement(**rules).run(deadline=Deadline(seconds))
 
     # What an administrator sees and does.
 
@@ -214,9 +253,12 @@ class Service:
         return user_id
 
     def let_time_pass(self) -> None:
-        """As if an hour had gone by: leases have run out, lost requests can no longer come true."""
+        """As if an hour had gone by: leases have run out, what waits is due, lost requests can no longer come true."""
         self.rows("UPDATE api_key_tokens SET unsafe_until = unsafe_until - interval '1 hour'")
-        self.rows("UPDATE api_key_operations SET lease_until = lease_until - interval '1 hour'")
+        self.rows(
+            "UPDATE api_key_operations SET lease_until = lease_until - interval '1 hour',"
+            " next_attempt_at = next_attempt_at - interval '1 hour'"
+        )
 
     def traces(self, key_id: UUID | None = None) -> Traces:
         """Of the key, or of the only one there ever was."""

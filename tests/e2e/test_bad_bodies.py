@@ -266,3 +266,10 @@ def test_rules_of_the_database_are_reported_together(alice: Person):
 
     assert violations_of(answer) == [("modelIds", "notEntitled"), ("expiresAt", "past")]
     assert [record["error_message"] for record in alice.audit()] == ["modelIds: notEntitled; expiresAt: past"]
+
+
+def test_a_budget_duration_with_a_line_end_is_refused(alice: Person):
+    answer = alice.create({"modelIds": ["gpt-4o"], "budgetDuration": "30d\n"})
+
+    assert violations_of(answer) == [("budgetDuration", "pattern")]
+    assert alice.key_rows() == []

@@ -111,10 +111,22 @@ def test_a_delete_survives_a_connection_that_breaks(fragile_service: FragileServ
 
 
 @pytest.mark.parametrize("cut", ["cut_before", "cut_after"])
-def test_a_list_whose_connection_breaks_asks_to_retry(fragile_service: FragileService, cut: str):
+def test_a_list_is_read_again_when_its_connection_breaks(fragile_service: FragileService, cut: str):
     frank = fragile_service.person()
     key = frank.has_key()
-    getattr(fragile_service.database_faults, cut)("list_keys")
+    broken = getattr(fragile_service.database_faults, cut)("list_keys")
+
+    listed = frank.listed()
+
+    assert [row["id"] for row in listed] == [key["id"]]
+    assert broken.hits == 1
+
+
+@pytest.mark.parametrize("cut", ["cut_before", "cut_after"])
+def test_a_list_whose_connection_breaks_twice_asks_to_retry(fragile_service: FragileService, cut: str):
+    frank = fragile_service.person()
+    key = frank.has_key()
+    getattr(fragile_service.database_faults, cut)("list_keys", times=2)
 
     broken, next_answer = frank.get(), frank.get()
 

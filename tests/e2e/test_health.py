@@ -70,3 +70,14 @@ def test_an_answer_is_remembered_so_that_questions_do_not_reach_the_backends(col
     assert answers == [{"status": "healthy", "database": "up", "litellm": "up"}] * 5
     assert len(cold_service.gateway_faults.calls_of("/health/readiness")) == 1
     assert cold_service.database_faults.steps == ["check_health"]
+
+
+def test_a_database_that_does_not_answer_is_down_after_a_second(cold_service: FragileService):
+    delayed = cold_service.database_faults.delay(4, step="check_health")
+
+    answer = cold_service.call("GET", HEALTH)
+    was_waited_for = delayed.wait(timeout_seconds=0)
+
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "unhealthy", "database": "down", "litellm": "up"}
+    assert not was_waited_for

@@ -383,3 +383,64 @@ def test_a_query_is_checked_before_anything_is_looked_up(service: Service):
 
     error_of(answer, status=400, code="VALIDATION_ERROR")
     assert stranger.user is None
+
+
+def test_a_key_that_litemaas_never_said_is_inactive_is_active(service: Service, alice: Person):
+    """The column may be NULL in LiteMaaS's table."""
+    key = alice.has_key()
+    service.rows("UPDATE api_keys SET is_active = NULL WHERE id = %(id)s", id=key["id"])
+
+    [listed] = alice.listed()
+
+    assert (listed["isActive"], listed["status"]) == (True, "active")
+
+
+def test_a_row_has_litemaass_fields_in_litemaass_order(service: Service, alice: Person):
+    [subscription] = service.rows(
+        "SELECT id::text FROM subscriptions WHERE user_id = %(user)s AND model_id = 'gpt-4o'", user=alice.user_id
+    )
+    full = {"maxBudget": 5, "tpmLimit": 5, "rpmLimit": 5, "expiresAt": "2029-01-01T00:00:00Z"}
+    alice.create({"subscriptionId": subscription["id"], **full})
+    service.rows("UPDATE api_keys SET last_used_at = now() WHERE user_id = %(user)s", user=alice.user_id)
+
+    [listed] = alice.listed()
+
+    added = {"userId", "status", "softBudget", "maxParallelRequests", "spendAsOf"}
+    assert [name for name in listed if name not in added] == [
+        "id",
+        "keyPrefix",
+        "models",
+        "createdAt",
+        "isActive",
+        "name",
+        "modelDetails",
+        "subscriptionId",
+        "lastUsedAt",
+        "expiresAt",
+        "maxBudget",
+        "currentSpend",
+        "tpmLimit",
+        "rpmLimit",
+        "budgetDuration",
+        "modelMaxBudget",
+        "modelRpmLimit",
+        "modelTpmLimit",
+        "metadata",
+    ]
+
+
+@pytest.mark.parametrize("column", ["metadata", "model_max_budget", "model_rpm_limit", "model_tpm_limit"])
+def test_one_odd_row_of_litemaass_does_not_hide_all_others(service: Service, alice: Person, column: str):
+    key, odd = alice.has_key(), alice.has_key()
+    statements: dict[str, LiteralString] = {
+        "metadata": "UPDATE api_keys SET metadata = '[1]' WHERE id = %(id)s",
+        "model_max_budget": "UPDATE api_keys SET model_max_budget = '[1]' WHERE id = %(id)s",
+        "model_rpm_limit": "UPDATE api_keys SET model_rpm_limit = '[1]' WHERE id = %(id)s",
+        "model_tpm_limit": "UPDATE api_keys SET model_tpm_limit = '[1]' WHERE id = %(id)s",
+    }
+    service.rows(statements[column], id=odd["id"])
+
+    answer = alice.get()
+
+    assert answer.status_code == 200
+    assert key["id"] in [listed["id"] for listed in answer.json()["data"]]

@@ -1,12 +1,14 @@
 """A stack with ModelAccess=any: subscriptions do not matter, LiteLLM says which models there are."""
 
+import threading
 from collections.abc import Iterator
 
 import httpx
+import psycopg
 import pytest
 
 from local.stack import LocalStack
-from tests.e2e.service import Ledger, Person, Service, assert_asks_to_retry, violations_of
+from tests.e2e.service import Ledger, Person, Service, assert_asks_to_retry, hash_of, violations_of
 from tests.support.http_faults import FaultProxy
 
 
@@ -116,3 +118,21 @@ def test_a_subscription_still_makes_a_key_for_its_model(open_service: Service, d
 
     assert answer.status_code == 201
     assert answer.json()["models"] == ["gpt-4o"]
+
+
+def test_two_creates_that_discover_one_model_at_once_both_make_their_key(open_service: Service, dora: Person):
+    answers: list[httpx.Response] = []
+    creating = threading.Thread(target=lambda: answers.append(dora.create({"modelIds": ["gpt-4o"]})))
+
+    with psycopg.connect(open_service.stack.admin_dsn) as other:
+        other.execute("INSERT INTO models (id, name, provider) VALUES ('gpt-4o', 'gpt-4o', 'openai')")
+        creating.start()
+        open_service.wait_until_blocked(statements=1)
+        other.commit()
+    creating.join()
+
+    [answer] = answers
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["modelDetails"] == [{"id": "gpt-4o", "name": "gpt-4o", "provider": "openai"}]
+    assert [key["sync_status"] for key in dora.key_rows()] == ["synced"]
+    assert dora.gateway_keys() == [hash_of(answer.json()["key"])]

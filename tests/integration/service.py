@@ -9,6 +9,7 @@ from uuid import UUID
 
 import httpx
 import psycopg
+from psycopg.pq import ExecStatus
 from psycopg.rows import DictRow, dict_row
 
 from keyservice import database as keyservice_database
@@ -17,9 +18,22 @@ from keyservice.deletion import DeleteRules, KeyDeletion
 from keyservice.derivation import KeyDeriver
 from keyservice.listing import KeyListing
 from keyservice.litellm import LiteLLM
-from keyservice.models import Actor, Caller, Deadline, DeletedKey, IssuedKey, KeyPage, NewApiKey, PendingDeletion
+from keyservice.models import (
+    Actor,
+    Caller,
+    Creation,
+    Deadline,
+    DeletedKey,
+    IssuedKey,
+    KeyPage,
+    NewApiKey,
+    PendingDeletion,
+    Settled,
+)
+from keyservice.provenance import Deployment
 from keyservice.secret_values import SecretValues
 from keyservice.settings import DatabaseSettings
+from keyservice.settlement import Settlement, SettleRules
 from local.aws import AwsServer
 from local.loopback import NO_TLS
 from tests.support import fixtures
@@ -163,20 +177,42 @@ class Service:
             rules=DeleteRules(lease_seconds=LEASE_SECONDS, gateway_cache_seconds=60.0),
         )
 
+    def settlement(self, *, fresh: bool = False, **rules: Any) -> Settlement:
+        chosen = {
+            "deployment": Deployment(stack_name=fixtures.STACK_NAME, litellm_url=fixtures.LITELLM_URL),
+            "lease_seconds": LEASE_SECONDS,
+            "gateway_seconds": 1.0,
+            "reserve_seconds": 1.0,
+            "first_wait_seconds": 60.0,
+            "longest_wait_seconds": 900.0,
+            "keeps_expired_rows": True,
+        } | rules
+        return Settlement(
+            database=self.connect_database() if fresh else self.database,
+            litellm=self.connect_litellm() if fresh else self.gateway,
+            rules=SettleRules(**chosen),
+        )
+
     # What a caller does.
 
-    def create(
+    def create(self, subject: str = "alice", /, **request: Any) -> IssuedKey:
+        """As `ask_for_key`, where the test is not about repeating it."""
+        return self.ask_for_key(subject, **request).key
+
+    def ask_for_key(
         self,
         subject: str = "alice",
         /,
         *,
+        idempotency_key: str | None = None,
         seconds: float = PLENTY_SECONDS,
         rules: Mapping[str, Any] | None = None,
         **body: Any,
-    ) -> IssuedKey:
+    ) -> Creation:
         wanted = NewApiKey(**({"model_ids": ["gpt-4o"], "name": "notebook"} | body))
-        creation = self.creation(**(rules or {}))
-        return creation.create(caller(subject), wanted, idempotency_key=None, deadline=Deadline(seconds)).key
+        return self.creation(**(rules or {})).create(
+            caller(subject), wanted, idempotency_key=idempotency_key, deadline=Deadline(seconds)
+        )
 
     def delete(
         self, key_id: UUID | str, name: str = "alice", *, seconds: float = PLENTY_SECONDS
@@ -186,11 +222,16 @@ class Service:
     def list_keys(self, name: str = "alice", **parameters: str) -> KeyPage:
         return KeyListing(database=self.database).page(caller(name), parameters)
 
+    def settle(self, *, seconds: float = PLENTY_SECONDS, **rules: Any) -> Settled:
+        return self.settlement(**rules).run(deadline=Deadline(seconds))
+
     # What an administrator sees and does.
 
     def rows(self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[DictRow]:
         cursor = self._admin.execute(statement, parameters)
-        return cursor.fetchall() if cursor.description else []
+        # A SELECT of no columns has rows as well, but no description.
+        has_rows = cursor.pgresult is not None and cursor.pgresult.status == ExecStatus.TUPLES_OK
+        return cursor.fetchall() if has_rows else []
 
     def value(self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Any:
         [row] = self.rows(statement, parameters)
@@ -217,9 +258,12 @@ class Service:
         return user_id
 
     def let_time_pass(self) -> None:
-        """As if an hour had gone by: leases have run out, lost requests can no longer come true."""
+        """As if an hour had gone by: leases have run out, what waits is due, lost requests can no longer come true."""
         self.rows("UPDATE api_key_tokens SET unsafe_until = unsafe_until - interval '1 hour'")
-        self.rows("UPDATE api_key_operations SET lease_until = lease_until - interval '1 hour'")
+        self.rows(
+            "UPDATE api_key_operations SET lease_until = lease_until - interval '1 hour',"
+            " next_attempt_at = next_attempt_at - interval '1 hour'"
+        )
 
     def traces(self, key_id: UUID | None = None) -> Traces:
         """Of the key, or of the only one there ever was."""

@@ -148,7 +148,7 @@ class TestCallersRow:
             caller("alice"), username="renamed", email="renamed@example.com", full_name="Alice Liddell"
         )
 
-        service.creation().create(changed, NewApiKey(model_ids=["gpt-4o"]), deadline=Deadline(20))
+        service.creation().create(changed, NewApiKey(model_ids=["gpt-4o"]), idempotency_key=None, deadline=Deadline(20))
 
         [row] = service.rows("SELECT * FROM users WHERE oauth_id = 'alice'")
         assert (row["username"], row["email"]) == ("alice", "alice@example.com")
@@ -398,7 +398,7 @@ class TestAnyModel:
         creation = service.creation(model_access="any")
 
         for _ in range(3):
-            creation.create(caller(), NewApiKey(model_ids=["gpt-4o"]), deadline=Deadline(20))
+            creation.create(caller(), NewApiKey(model_ids=["gpt-4o"]), idempotency_key=None, deadline=Deadline(20))
 
         assert len(service.gateway_faults.calls_of("/model/info")) == 1
 
@@ -409,7 +409,7 @@ def test_kms_that_refuses_leaves_nothing_behind(service: Service):
 
     with pytest.raises(DerivationUnavailable):
         service.creation(deriver=KeyDeriver(mac_key_arn=arn)).create(
-            caller(), NewApiKey(model_ids=["gpt-4o"]), deadline=Deadline(20)
+            caller(), NewApiKey(model_ids=["gpt-4o"]), idempotency_key=None, deadline=Deadline(20)
         )
 
     assert service.rows("SELECT FROM api_key_operations") == []

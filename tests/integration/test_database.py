@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 
 from keyservice.database import Statement
-from keyservice.errors import DatabaseUnavailable, OutcomeUnknown, SecretUnavailable
+from keyservice.errors import DatabaseUnavailable, OperationPending, OutcomeUnknown, SecretUnavailable
 from keyservice.secret_values import SecretValues
 from local.roles import APP
 from tests.integration.service import Service
@@ -166,7 +166,7 @@ class TestServerGivesUp:
             "/key/generate", "call_after", call=lambda: held.append(locked("api_keys", service))
         )
 
-        with pytest.raises(DatabaseUnavailable):
+        with pytest.raises(OperationPending):
             service.create()
 
         held[0].close()

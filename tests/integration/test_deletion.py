@@ -1,5 +1,6 @@
 """A delete: 200 only when the key is gone in both systems, and whatever cuts it, it can be ended."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -198,9 +199,15 @@ class TestLiteLLMDoesNotConfirm:
 
         service.delete(key_id)
 
-        [row] = service.rows("SELECT * FROM api_key_operations WHERE kind = 'delete'")
-        assert row["last_error"] == "key/delete: answered 503"
-        assert row["next_attempt_at"] <= row["updated_at"]
+        [row] = service.rows(
+            "SELECT last_error, lease_until <= now() AS is_free, next_attempt_at - created_at AS wait"
+            " FROM api_key_operations WHERE kind = 'delete'"
+        )
+        assert row == {
+            "last_error": "key/delete: answered 503",
+            "is_free": True,
+            "wait": timedelta(seconds=30),
+        }
 
     def test_unsafe_token_is_looked_at_again_when_it_is_safe(self, service: Service, key_id: UUID):
         service.rows("UPDATE api_key_tokens SET unsafe_until = now() + interval '10 minutes'")

@@ -21,7 +21,7 @@ from tests.integration.service import Service
 EVENTS = Path(__file__).parents[2] / "events"
 PARTS = [
     *(wiring.settings, wiring.secret_values, wiring.database, wiring.litellm, wiring.key_creation),
-    *(wiring.key_deletion, wiring.key_listing, wiring.health_check),
+    *(wiring.key_deletion, wiring.key_listing, wiring.operations, wiring.settlement, wiring.health_check),
 ]
 
 
@@ -53,6 +53,11 @@ def environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[p
         "GATEWAY_DRAIN_SECONDS": "900",
         "FUNCTION_TIMEOUT_SECONDS": "25",
         "LITELLM_BUDGET_SECONDS": "10",
+        "RESUME_SECONDS": "300",
+        "EXPIRY_MODE": "deactivate",
+        "SETTLE_RESERVE_SECONDS": "5",
+        "SETTLE_FIRST_WAIT_SECONDS": "30",
+        "SETTLE_LONGEST_WAIT_SECONDS": "900",
         "OAUTH_PROVIDER": "openshift",
         "SUBJECT_CLAIM": "sub",
         "USERNAME_CLAIM": "preferred_username",

@@ -209,7 +209,11 @@ class TestListedKey:
             "maxParallelRequests": 9,
             "spendAsOf": "2026-02-02T00:00:00.000Z",
         }
-        assert list(shown)[:8] == ["id", "userId", "keyPrefix", "models", "createdAt", "isActive", "status", "name"]
+        assert list(shown) == [
+            *("id", "keyPrefix", "models", "createdAt", "isActive", "name", "modelDetails", "lastUsedAt", "expiresAt"),
+            *("maxBudget", "currentSpend", "tpmLimit", "rpmLimit", "budgetDuration", "modelMaxBudget", "modelRpmLimit"),
+            *("modelTpmLimit", "metadata", "userId", "status", "softBudget", "maxParallelRequests", "spendAsOf"),
+        ]
 
     def test_leaves_out_what_it_has_not(self, service: Service, alice: UUID):
         insert_keys(service, alice, 1)

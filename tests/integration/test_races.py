@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from keyservice import deletion_store
 from keyservice.errors import InvalidRequest, NotFound, ServiceError
-from keyservice.models import Deadline, DeletedKey, IssuedKey, NewApiKey, PendingDelete, PendingDeletion
+from keyservice.models import Creation, Deadline, DeletedKey, NewApiKey, PendingDelete, PendingDeletion
 from keyservice.schema import migrate
 from local.roles import APP, MIGRATOR
 from tests.integration.service import Service, Traces, caller
@@ -34,19 +34,21 @@ def test_thirty_creates_at_once_make_exactly_ten_keys(service: Service):
 
     outcomes = all_at_once(
         [
-            lambda creation=creation: creation.create(caller(), NewApiKey(model_ids=["gpt-4o"]), deadline=Deadline(60))
+            lambda creation=creation: creation.create(
+                caller(), NewApiKey(model_ids=["gpt-4o"]), idempotency_key=None, deadline=Deadline(60)
+            )
             for creation in creations
         ]
     )
 
-    issued = [outcome for outcome in outcomes if isinstance(outcome, IssuedKey)]
+    issued = [outcome for outcome in outcomes if isinstance(outcome, Creation)]
     refused = [outcome for outcome in outcomes if isinstance(outcome, InvalidRequest)]
     assert (len(issued), len(refused)) == (10, 20)
     assert {refusal.details["validation"][0].code for refusal in refused} == {"keyLimit"}
     assert service.value("SELECT count(*) FROM api_keys WHERE is_active") == 10
     assert service.value("SELECT count(*) FROM audit_logs WHERE success") == 10
     assert service.value("SELECT count(*) FROM audit_logs WHERE NOT success") == 20
-    assert len({key.key for key in issued}) == 10
+    assert len({creation.key.key for creation in issued}) == 10
 
 
 def test_first_requests_of_one_caller_at_once_register_one_user(service: Service):
@@ -56,13 +58,13 @@ def test_first_requests_of_one_caller_at_once_register_one_user(service: Service
     outcomes = all_at_once(
         [
             lambda creation=creation: creation.create(
-                caller("carol"), NewApiKey(model_ids=["gpt-4o"]), deadline=Deadline(60)
+                caller("carol"), NewApiKey(model_ids=["gpt-4o"]), idempotency_key=None, deadline=Deadline(60)
             )
             for creation in creations
         ]
     )
 
-    assert [type(outcome) for outcome in outcomes] == [IssuedKey] * 8
+    assert [type(outcome) for outcome in outcomes] == [Creation] * 8
     assert service.value("SELECT count(*) FROM users WHERE oauth_id = 'carol'") == 1
 
 
@@ -72,11 +74,16 @@ def test_eight_ends_of_one_delete_write_one_audit_record(service: Service):
         service.database, caller(), operation_id=uuid4(), api_key_id=issued.id, lease_seconds=30
     )
     assert isinstance(begun, PendingDelete)
-    pending = begun
+    operation_id, epoch, hashes = begun.operation_id, begun.epoch, [token.hash for token in begun.tokens]
     databases = [service.connect_database() for _ in range(8)]
 
     outcomes = all_at_once(
-        [lambda database=database: deletion_store.finish_delete(database, pending) for database in databases]
+        [
+            lambda database=database: deletion_store.finish_delete(
+                database, operation_id=operation_id, epoch=epoch, api_key_id=issued.id, gone_hashes=hashes
+            )
+            for database in databases
+        ]
     )
 
     assert len(set(outcomes)) == 1
@@ -119,14 +126,14 @@ def test_creates_and_deletes_at_once_never_lock_each_other_out(service: Service)
             ),
             *(
                 lambda creation=creation: creation.create(
-                    caller(), NewApiKey(model_ids=["gpt-4o-mini"]), deadline=Deadline(60)
+                    caller(), NewApiKey(model_ids=["gpt-4o-mini"]), idempotency_key=None, deadline=Deadline(60)
                 )
                 for creation in creations
             ),
         ]
     )
 
-    assert [type(outcome) for outcome in outcomes] == [DeletedKey] * 4 + [IssuedKey] * 4
+    assert [type(outcome) for outcome in outcomes] == [DeletedKey] * 4 + [Creation] * 4
 
 
 def test_migrations_at_once_apply_each_step_once(service: Service):

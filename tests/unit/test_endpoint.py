@@ -242,8 +242,10 @@ class TestBody:
 class TestCaller:
     def test_is_who_the_recorded_token_names(self, event: Events):
         seen: list[Any] = []
+        request = event("create_api_key")
+        request["headers"]["authorization"] = "Bearer header.eyJyb2xlcyI6WyJ1c2VyIiwiYWRtaW4iXX0.signature"
 
-        serve(event("create_api_key"), lambda request: seen.append(request.caller))
+        serve(request, lambda asked: seen.append(asked.caller))
 
         [caller] = seen
         assert (caller.provider, caller.subject) == ("openshift", "5d1c9f5e-7b1a-4c55-9a55-3f1f4b1f0c11")
@@ -410,7 +412,7 @@ class TestUnexpectedFailure:
 
         failed, served = log()
         assert failed["level"] == "ERROR"
-        assert failed["message"] == "request failed unexpectedly"
+        assert failed["message"] == "failed unexpectedly"
         assert failed["error_type"] == "RuntimeError"
         assert failed["route"] == "GET /api/v1/api-keys"
         assert any(frame.startswith("test_endpoint.py:") and frame.endswith(" fail") for frame in failed["stack"])

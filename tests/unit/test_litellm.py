@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -9,7 +10,7 @@ import pytest
 
 from keyservice.derivation import DerivedSecret
 from keyservice.errors import GatewayRefused, GatewayUnavailable, SecretUnavailable
-from keyservice.litellm import LiteLLM
+from keyservice.litellm import GatewayKey, LiteLLM
 from keyservice.models import Deadline, GatewayUser, KeySettings, ModelDetails
 from keyservice.secret_values import SecretValues
 from local.aws import CREDENTIALS
@@ -335,31 +336,67 @@ class TestDelete:
             self.delete(litellm)
 
 
-class TestAbsence:
-    def is_absent(self, litellm: LiteLLM) -> bool:
-        return litellm.is_absent(DERIVED.token_hash, deadline=Deadline(5))
+class TestFind:
+    def find(self, litellm: LiteLLM) -> GatewayKey | None:
+        return litellm.find(DERIVED.token_hash, deadline=Deadline(5))
 
-    @pytest.mark.parametrize(
-        ("status", "body", "is_absent"),
-        [
-            pytest.param(200, {"info": {"status": "active"}}, False, id="live"),
-            pytest.param(200, {"info": {"status": "deleted"}}, True, id="deleted"),
-            pytest.param(200, {"info": {}}, False, id="without a status"),
-            pytest.param(404, own_error(404), True, id="unknown"),
-        ],
-    )
-    def test_is_told(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any, *, is_absent: bool):
-        scripted.will_answer(status, body)
+    def test_tells_the_key_as_litellm_has_it(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(
+            200,
+            {
+                "info": {
+                    "key_alias": "a",
+                    "models": ["gpt-4o"],
+                    "max_budget": 5.0,
+                    "tpm_limit": None,
+                    "rpm_limit": 7,
+                    "expires": "2030-01-01T00:00:00Z",
+                    "blocked": None,
+                    "metadata": {"keyservice": {"mark": "m"}},
+                    "unknown": 1,
+                }
+            },
+        )
 
-        assert self.is_absent(litellm) is is_absent
+        assert self.find(litellm) == GatewayKey(
+            token=DERIVED.token_hash,
+            key_alias="a",
+            models=["gpt-4o"],
+            max_budget=5.0,
+            rpm_limit=7,
+            expires=datetime(2030, 1, 1, tzinfo=UTC),
+            metadata={"keyservice": {"mark": "m"}},
+        )
         assert scripted.asked[0].path == f"/key/info?key={DERIVED.token_hash}"
 
-    @pytest.mark.parametrize(("status", "body"), [(404, HTML), (500, own_error(500)), (404, {"detail": "Not Found"})])
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [
+            pytest.param(200, {"info": {"status": "deleted"}}, id="deleted"),
+            pytest.param(404, own_error(404), id="unknown"),
+        ],
+    )
+    def test_finds_no_key(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any):
+        scripted.will_answer(status, body)
+
+        assert self.find(litellm) is None
+
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [
+            pytest.param(404, HTML, id="load balancer's 404"),
+            pytest.param(404, {"detail": "Not Found"}, id="a path that LiteLLM does not have"),
+            pytest.param(500, own_error(500), id="500"),
+            pytest.param(200, HTML, id="200 of a stranger"),
+            pytest.param(200, {"info": []}, id="not a key"),
+            pytest.param(200, {"info": {"models": "gpt-4o"}}, id="a key with a wrong field"),
+        ],
+    )
     def test_is_not_told_by_strangers(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any):
         scripted.will_answer(status, body)
 
         with pytest.raises(GatewayUnavailable):
-            self.is_absent(litellm)
+            self.find(litellm)
 
 
 class TestUser:

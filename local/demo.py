@@ -1,6 +1,6 @@
 """`python -m local.demo`: the life of an API key over HTTP, every step shown and checked.
 
-Exit status: 0 when every step held, 1 when one did not, 2 when the LiteLLM it was given cannot be used.
+Exit status: 0 when every step held, 1 when one did not, 2 when the LiteLLM it was told to use cannot be used.
 """
 
 import argparse
@@ -8,16 +8,16 @@ import base64
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from types import FrameType
 from typing import Any, LiteralString, NoReturn, cast
-from urllib.parse import urlsplit
 
 import httpx
 import psycopg
@@ -26,21 +26,20 @@ from psycopg.rows import dict_row
 from local.errors import StartFailed
 from local.loopback import NO_TLS
 from local.narration import Json, Narrator, brief, shortened
-from local.seed import insert_models, subscribe
+from local.outside_litellm import LiteLLM, UnusableLiteLLM, delete_keys_of, litellm_of, reason_of, two_chat_models
+from local.seed import OAUTH_PROVIDER, insert_models, subscribe
 from local.stack import LocalStack
 
 SUBJECT = "alice"
 KEYS_PATH = "/api/v1/api-keys"
-LIST_FUNCTION = "ListApiKeys"
-DELETE_FUNCTION = "DeleteApiKey"
-# A completion may take a model that long.
+# A model may take that long to answer.
 ANSWER_SECONDS = 60.0
-LOOK_SECONDS = 10.0
+SHOWN_LOG_LINES = 3
 
 _INTRODUCTION = """
 People get keys for the language models behind a LiteLLM proxy. This service owns the life of such a key, which lies in
 two places: in LiteLLM, which accepts or refuses it, and in PostgreSQL, which knows whose it is. Here is one key from
-its creation to its end, on this machine: > is what is asked, < is what comes back.
+its creation to its end, on this machine: ">" is what is asked, "<" is what comes back.
 """
 
 
@@ -53,14 +52,9 @@ class StepFailed(Exception):
         self.came = came
 
 
-class UnusableLiteLLM(Exception):
-    """The LiteLLM of LITELLM_URL; the message is one sentence for the person who set it."""
-
-
-@dataclass(frozen=True)
-class LiteLLM:
-    url: str
-    master_key: str = field(repr=False)
+def expect(*, holds: bool, expected: str, came: str) -> None:
+    if not holds:
+        raise StepFailed(expected=expected, came=came)
 
 
 @dataclass(frozen=True)
@@ -68,6 +62,7 @@ class Key:
     """What its owner has in hand after the create."""
 
     id: str
+    user_id: str
     prefix: str
     secret: str = field(repr=False)
 
@@ -77,12 +72,9 @@ class Key:
         return hashlib.sha256(self.secret.encode()).hexdigest()
 
     def traces(self) -> list[str]:
-        """The secret as it would look in a dump or a log, also without the prefix that everybody may see."""
-        secret = self.secret.encode()
-        return [
-            *(self.secret, self.secret.removeprefix(self.prefix)),
-            *(secret.hex(), base64.b64encode(secret).decode().rstrip("=")),
-        ]
+        """How the secret, or all of it but the prefix that anybody may see, would look in a dump or a log."""
+        plain, hidden = self.secret, self.secret.removeprefix(self.prefix)
+        return [plain, hidden, hidden.encode().hex(), base64.b64encode(plain.encode()).decode().rstrip("=")]
 
 
 @dataclass(frozen=True)
@@ -91,8 +83,11 @@ class Answer:
     body: Json
 
     def require(self, status: int) -> None:
-        if self.status != status:
-            raise StepFailed(expected=_status_line(status), came=f"{_status_line(self.status)} {_clipped(self.body)}")
+        expect(
+            holds=self.status == status,
+            expected=_status_line(status),
+            came=f"{_status_line(self.status)}, {_clipped(self.body)}",
+        )
 
     def text(self, name: str) -> str:
         """A field of the body that must be a string."""
@@ -100,6 +95,16 @@ class Answer:
         if not isinstance(value, str):
             raise StepFailed(expected=f'an answer with the text "{name}"', came=_clipped(self.body))
         return value
+
+    def objects(self, name: str) -> list[dict[str, Json]]:
+        """A field of the body that must be a list of objects."""
+        value = self.body.get(name) if isinstance(self.body, dict) else None
+        if not isinstance(value, list):
+            raise StepFailed(expected=f'an answer with the list "{name}"', came=_clipped(self.body))
+        return [member for member in value if isinstance(member, dict)]
+
+    def key(self) -> Key:
+        return Key(self.text("id"), self.text("userId"), self.text("keyPrefix"), self.text("key"))
 
 
 class Walk:
@@ -112,162 +117,149 @@ class Walk:
         self._narrator = narrator
         self._token = stack.token(SUBJECT)
 
-    def whole(self) -> None:
+    def take(self) -> None:
         self._sign_in()
         key = self._create()
         self._use(key)
         self._list(key)
         self._look_inside(key)
         self._delete(key)
-        self._use_deleted(key)
+        self._use_again(key)
         self._look_for_remains(key)
-        self._read_audit(key)
+        self._read_the_record(key)
         if self._stack.litellm is not None:
-            self._delete_during_an_outage()
+            self._delete_in_an_outage()
 
     def _sign_in(self) -> None:
         self._narrator.step(
-            "Alice signs in: the issuer gives her a token that says who she is. Without it the API answers nobody."
+            "Alice signs in: the issuer gives her a token that says who she is. Without one the API answers nobody."
         )
-        without = self._api("GET", KEYS_PATH, token=None)
-        without.require(401)
-        claims = _claims(self._token)
-        self._narrator.answer("issuer", f"{shortened(self._token, 40)} which says:", claims)
-        with_token = self._api("GET", KEYS_PATH)
-        with_token.require(200)
-        self._expect(_data(with_token) == [], expected="no keys yet", came=_clipped(with_token.body))
-        self._narrator.held("refused without a token, known with one; she has no keys yet.")
+        self._api("GET", KEYS_PATH, has_token=False).require(401)
+        self._narrator.request("issuer", "a token for Alice")
+        self._narrator.answer("issuer", f"{shortened(self._token, 40)} which says", _claims_in(self._token))
+        listed = self._api("GET", KEYS_PATH)
+        listed.require(200)
+        expect(holds=listed.objects("data") == [], expected="no keys yet", came=_clipped(listed.body))
+        self._narrator.held("refused without a token, known with it; she has no keys yet.")
 
     def _create(self) -> Key:
-        self._narrator.step(
-            "Alice creates a key for two models. The answer holds the secret: this once, and never again."
+        self._narrator.step("Alice creates a key for two models. The answer shows its secret: now, and never again.")
+        created = self._api(
+            "POST", KEYS_PATH, body={"name": "my notebook", "modelIds": [*self._models], "maxBudget": 5}
         )
-        wanted: Json = {"name": "my notebook", "modelIds": [*self._models], "maxBudget": 5}
-        created = self._api("POST", KEYS_PATH, body=wanted)
         created.require(201)
-        key = Key(created.text("id"), created.text("keyPrefix"), created.text("key"))
-        body = cast(dict[str, Json], created.body)
-        self._expect(body.get("models") == self._models, expected=str(self._models), came=_clipped(body.get("models")))
-        self._expect(key.secret.startswith(key.prefix), expected="a secret that begins with keyPrefix", came="another")
+        key = created.key()
+        models = cast(dict[str, Json], created.body).get("models")
+        expect(holds=models == self._models, expected=f"the models {self._models}", came=_clipped(models))
+        expect(holds=created.text("status") == "active", expected="status active", came=created.text("status"))
         self._narrator.held(f"an active key for {' and '.join(self._models)}.")
         return key
 
     def _use(self, key: Key) -> None:
-        self._narrator.step("She uses the key at LiteLLM itself: this service does not stand between her and a model.")
+        self._narrator.step("She uses it at LiteLLM: this service does not stand between her and the models.")
         self._complete(key).require(200)
         self._narrator.held("LiteLLM accepts the key.")
 
     def _list(self, key: Key) -> None:
-        self._narrator.step("She lists her keys. That costs one query to PostgreSQL, and LiteLLM is not asked.")
+        self._narrator.step("She lists her keys: one question to PostgreSQL, none to LiteLLM, and no secret.")
         listed = self._api("GET", KEYS_PATH)
         listed.require(200)
-        ids = [row.get("id") for row in _data(listed)]
-        self._expect(ids == [key.id], expected=f"the one key {key.id}", came=str(ids))
-        self._expect_no_trace(key, json.dumps(listed.body), where="the list")
-        knows_litellm = [name for name in self._stack.environment(LIST_FUNCTION) if "LITELLM" in name]
-        self._expect(not knows_litellm, expected=f"{LIST_FUNCTION} without LiteLLM's address", came=str(knows_litellm))
-        self._narrator.held("her key without its secret; the function that lists does not even have LiteLLM's address.")
+        ids = [row.get("id") for row in listed.objects("data")]
+        expect(holds=ids == [key.id], expected=f"the one key {key.id}", came=str(ids))
+        self._expect_no_trace(key, json.dumps(listed.body), place="the list")
+        knows = {"LITELLM_URL", "LITELLM_SECRET_ARN"} & self._stack.environment("ListApiKeys").keys()
+        expect(holds=not knows, expected="a function that does not know LiteLLM", came=f"it has {sorted(knows)}")
+        self._narrator.held("her key, without its secret; the function that lists does not know LiteLLM's address.")
 
     def _look_inside(self, key: Key) -> None:
         self._narrator.step(
-            "Behind the API the key lies in two places, and neither holds the secret: PostgreSQL has the row, and "
-            "LiteLLM knows the key by the hash of its secret."
+            "Behind the API the key lies in two places, and neither has the secret: a row in PostgreSQL, and "
+            "LiteLLM's own list, which knows the key by the hash of its secret."
         )
-        [row] = self._rows("SELECT * FROM api_keys WHERE id = %(id)s", {"id": key.id}, count=1)
-        self._expect(row["key_hash"] == key.hash, expected=f"key_hash {key.hash}", came=str(row["key_hash"]))
+        [row] = self._rows("SELECT * FROM api_keys WHERE id = %(id)s", key_id=key.id, count=1)
+        expect(holds=row["key_hash"] == key.hash, expected=f"the key_hash {key.hash}", came=str(row["key_hash"]))
         self._expect_in_litellm(key, count=1)
-        self._scan(key)
+        self._search_for_secret(key)
         self._narrator.held(
-            "key_hash is the sha256 of the secret; the secret itself is in no column of any table, plain, "
-            "as hex or as base64, nor in the functions' log."
+            "PostgreSQL and LiteLLM agree on the hash; the secret is in no column of any table and not in the "
+            "functions' log, neither plain nor as hex or base64."
         )
 
     def _delete(self, key: Key) -> None:
         self._narrator.step(
-            "She deletes the key. 200 means that it is gone in both places; by effectiveBy even a LiteLLM replica that "
-            "remembered it has forgotten it."
+            "She deletes the key. 200 means gone in both places; by effectiveBy every replica of LiteLLM that still "
+            "remembers the key has forgotten it."
         )
-        deleted = self._api("DELETE", f"{KEYS_PATH}/{key.id}")
-        self._expect_deleted(deleted)
-        self._narrator.held("deleted, not merely switched off.")
+        self._expect_deleted(self._api("DELETE", f"{KEYS_PATH}/{key.id}"))
+        self._narrator.held("deleted, not just switched off.")
 
-    def _use_deleted(self, key: Key) -> None:
-        self._narrator.step("She tries the key once more.")
+    def _use_again(self, key: Key) -> None:
+        self._narrator.step("She tries to use it once more, exactly as before.")
         answer = self._complete(key)
-        if answer.status != 401 and self._stack.litellm is None:
-            self._narrator.event("one of several LiteLLM replicas may accept it until effectiveBy")
+        if answer.status == 200 and self._stack.litellm is None:
+            self._narrator.event("of several LiteLLM replicas, one may accept it until effectiveBy")
         answer.require(401)
-        self._narrator.held("LiteLLM refuses it.")
+        self._narrator.held("LiteLLM refuses the key.")
 
     def _look_for_remains(self, key: Key) -> None:
-        self._narrator.step("The row is gone, and so is LiteLLM's key.")
-        self._rows("SELECT * FROM api_keys WHERE id = %(id)s", {"id": key.id}, count=0)
+        self._narrator.step("The row is gone, and LiteLLM's own list of her keys is empty.")
+        self._rows("SELECT * FROM api_keys WHERE id = %(id)s", key_id=key.id, count=0)
         self._expect_in_litellm(key, count=0)
-        self._narrator.held("nothing is left in either place.")
+        self._narrator.held("gone in both places.")
 
-    def _read_audit(self, key: Key) -> None:
+    def _read_the_record(self, key: Key) -> None:
         self._narrator.step(
-            "What stays is the record of who did what, when and from where: written together with each change, so "
-            "that there is no change without it."
+            "What stays is the record of who did what, when and from where. It is written in the same statement as "
+            "the change itself, so there is none without the other."
         )
         rows = self._rows(
-            "SELECT action, success, created_at, ip_address, user_agent, metadata FROM audit_logs"
-            " WHERE resource_id = %(id)s ORDER BY created_at",
-            {"id": key.id},
+            "SELECT action, success, created_at, ip_address, user_agent, metadata\n"
+            "FROM audit_logs\nWHERE resource_id = %(id)s ORDER BY created_at",
+            key_id=key.id,
             count=2,
         )
-        actions = [(row["action"], row["success"]) for row in rows]
-        both = [("API_KEY_CREATE", True), ("API_KEY_DELETE", True)]
-        self._expect(actions == both, expected=str(both), came=str(actions))
-        self._narrator.held("one record for the create and one for the delete, with the key's name and models.")
+        came = [(row["action"], row["success"]) for row in rows]
+        expected = [("API_KEY_CREATE", True), ("API_KEY_DELETE", True)]
+        expect(holds=came == expected, expected=str(expected), came=str(came))
+        prefixes = {row["metadata"]["keyPrefix"] for row in rows}
+        expect(holds=prefixes == {key.prefix}, expected=f"the prefix {key.prefix}", came=str(prefixes))
+        self._narrator.held("two audit records: the create and the delete, each with the key's name and models.")
 
-    def _delete_during_an_outage(self) -> None:
+    def _delete_in_an_outage(self) -> None:
         litellm = self._stack.litellm
         assert litellm is not None
-        self._narrator.step("And when LiteLLM is down? Then a delete does not pretend: it is accepted, not yet done.")
+        self._narrator.step("And when LiteLLM is down? Then a delete promises no more than is true: 202, not yet 200.")
         created = self._api("POST", KEYS_PATH, body={"modelIds": [self._models[0]]}, only=("id", "status"))
         created.require(201)
-        key = Key(created.text("id"), created.text("keyPrefix"), created.text("key"))
+        key = created.key()
         litellm.stop()
-        self._narrator.event("LiteLLM is stopped")
-        accepted = self._api("DELETE", f"{KEYS_PATH}/{key.id}")
-        accepted.require(202)
-        listed = self._api("GET", KEYS_PATH, only=("data",), only_of_key=("id", "status", "isActive"))
-        states = [(row.get("status"), row.get("isActive")) for row in _data(listed)]
-        self._expect(states == [("deleting", False)], expected="one key, deleting and not active", came=str(states))
+        self._narrator.event("LiteLLM stops")
+        self._api("DELETE", f"{KEYS_PATH}/{key.id}").require(202)
+        listed = self._api("GET", KEYS_PATH, only=("data", "id", "status", "isActive"))
+        listed.require(200)
+        came = [(row.get("status"), row.get("isActive")) for row in listed.objects("data")]
+        expect(holds=came == [("deleting", False)], expected="one key: deleting, not active", came=str(came))
         litellm.start()
-        self._narrator.event("LiteLLM is back")
+        self._narrator.event("LiteLLM is back, and still has the key")
         self._expect_deleted(self._api("DELETE", f"{KEYS_PATH}/{key.id}"))
         self._expect_in_litellm(key, count=0)
-        self._narrator.held("202 while LiteLLM could not confirm, 200 once it had.")
+        self._narrator.held("202 while LiteLLM could not confirm, 200 when it had.")
 
     def _api(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Json = None,
-        token: str | None = "",
-        only: tuple[str, ...] = (),
-        only_of_key: tuple[str, ...] = (),
+        self, method: str, path: str, *, body: Json = None, has_token: bool = True, only: tuple[str, ...] = ()
     ) -> Answer:
-        """As Alice, unless `token` is None."""
-        bearer = self._token if token == "" else token
-        return self._call(
-            "API", self._stack.url, method, path, body=body, bearer=bearer, only=only, only_of_key=only_of_key
-        )
+        bearer = (self._token, shortened(self._token, 20)) if has_token else None
+        return self._call("API", self._stack.url, method, path, body=body, bearer=bearer, only=only)
 
     def _complete(self, key: Key) -> Answer:
-        question: Json = {"model": self._models[0], "messages": [{"role": "user", "content": "Say hello."}]}
         return self._call(
             "LiteLLM",
             self._stack.litellm_url,
             "POST",
             "/chat/completions",
-            body=question,
-            bearer=key.secret,
-            shown_bearer=f"{key.prefix}...",
-            only=("model", "choices", "usage", "error"),
+            body={"model": self._models[0], "messages": [{"role": "user", "content": "Say hello."}]},
+            bearer=(key.secret, f"{key.prefix}..."),
+            only=("model", "choices", "message", "content", "usage", "total_tokens", "error", "type", "code"),
         )
 
     def _expect_in_litellm(self, key: Key, *, count: int) -> None:
@@ -275,14 +267,13 @@ class Walk:
             "LiteLLM",
             self._stack.litellm_url,
             "GET",
-            f"/key/list?key_hash={key.hash}",
-            bearer=self._stack.litellm_master_key,
-            shown_bearer="(the master key)",
+            f"/key/list?user_id={key.user_id}",
+            bearer=(self._stack.litellm_master_key, "(the master key)"),
             only=("keys", "total_count"),
         )
         found.require(200)
         hashes = found.body.get("keys") if isinstance(found.body, dict) else None
-        self._expect(hashes == [key.hash] * count, expected=f"{count} key in LiteLLM's list", came=_clipped(found.body))
+        expect(holds=hashes == [key.hash] * count, expected=f"keys listed: {count}", came=_clipped(found.body))
 
     def _call(
         self,
@@ -292,74 +283,61 @@ class Walk:
         path: str,
         *,
         body: Json = None,
-        bearer: str | None,
-        shown_bearer: str | None = None,
-        only: tuple[str, ...] = (),
-        only_of_key: tuple[str, ...] = (),
+        bearer: tuple[str, str] | None,
+        only: tuple[str, ...],
     ) -> Answer:
-        authorization = [] if bearer is None else [f"Authorization: Bearer {shown_bearer or shortened(bearer, 20)}"]
-        self._narrator.request(speaker, f"{method} {path}", *authorization, *([] if body is None else [body]))
+        """`bearer` as it is sent and as it is shown; `only` these fields of the answer are shown, by default all."""
+        shown = [] if bearer is None else [f"Authorization: Bearer {bearer[1]}"]
+        self._narrator.request(speaker, f"{method} {path}", *shown, *([] if body is None else [body]))
+        headers = {} if bearer is None else {"authorization": f"Bearer {bearer[0]}"}
         started = time.monotonic()
         try:
-            response = self._http.request(
-                method,
-                f"{url}{path}",
-                json=body,
-                headers={} if bearer is None else {"authorization": f"Bearer {bearer}"},
-            )
+            response = self._http.request(method, f"{url}{path}", json=body, headers=headers)
         except httpx.HTTPError as error:
-            raise StepFailed(expected=f"an answer from {speaker}", came=_reason(error)) from error
+            raise StepFailed(expected=f"an answer from {speaker}", came=reason_of(error)) from error
         milliseconds = (time.monotonic() - started) * 1000
-        answer = Answer(response.status_code, _json(response))
-        shown = brief(answer.body, only=only)
-        if only_of_key and isinstance(answer.body, dict):
-            shown = {"data": brief(answer.body.get("data"), only=only_of_key)}
-        self._narrator.answer(speaker, f"{_status_line(answer.status)}, {milliseconds:.0f} ms", shown)
+        answer = Answer(response.status_code, _json_of(response))
+        self._narrator.answer(
+            speaker, f"{_status_line(answer.status)}, {milliseconds:.0f} ms", brief(answer.body, only=only)
+        )
         return answer
 
-    def _rows(self, query: LiteralString, parameters: dict[str, Any], *, count: int) -> list[dict[str, Any]]:
-        self._narrator.request("PostgreSQL", *_in_lines(query.replace("%(id)s", f"'{parameters['id']}'")))
-        with psycopg.connect(self._stack.admin_dsn, row_factory=dict_row) as connection:
-            rows = connection.execute(query, parameters).fetchall()
-        shown: list[Json] = [brief(json.loads(json.dumps(row, default=_plain))) for row in rows]
+    def _rows(self, query: LiteralString, *, key_id: str, count: int) -> list[dict[str, Any]]:
+        clauses = query.replace("%(id)s", f"'{key_id}'").split("\n")
+        self._narrator.request("PostgreSQL", *clauses)
+        try:
+            with (
+                psycopg.connect(self._stack.admin_dsn) as connection,
+                connection.cursor(row_factory=dict_row) as cursor,
+            ):
+                rows = cursor.execute(query, {"id": key_id}).fetchall()
+        except psycopg.Error as error:
+            raise StepFailed(expected="an answer from PostgreSQL", came=reason_of(error)) from error
+        shown = [brief(json.loads(json.dumps(row, default=_plain))) for row in rows]
         self._narrator.answer("PostgreSQL", "1 row" if len(rows) == 1 else f"{len(rows)} rows", *shown)
-        self._expect(len(rows) == count, expected=f"rows: {count}", came=f"rows: {len(rows)}")
+        expect(holds=len(rows) == count, expected=f"rows: {count}", came=f"rows: {len(rows)}")
         return rows
 
-    def _scan(self, key: Key) -> None:
-        """Looks for the secret in everything the database holds, and in what the functions wrote."""
+    def _search_for_secret(self, key: Key) -> None:
+        """In everything the database holds, and in everything the functions wrote."""
+        self._narrator.request("PostgreSQL", "pg_dump, searched for the secret and, to see that it can find, its hash")
         dump = self._stack.database.dump(self._stack.database_name)
         tables, rows = _size_of(dump)
-        self._narrator.request("PostgreSQL", "pg_dump: every row of every table, searched for the secret")
-        self._narrator.answer(
-            "PostgreSQL",
-            f"{tables} tables, {rows} rows: the hash {dump.count(key.hash)} times, "
-            f"the secret {dump.count(key.secret)} times",
-        )
-        # A search that cannot find what is there would prove nothing.
-        self._expect(key.hash in dump, expected="a dump with the key's hash in it", came="one without")
-        self._expect_no_trace(key, dump, where="the dump")
-        self._expect_no_trace(key, self._stack.log_path.read_text(errors="replace"), where="the functions' log")
+        found = f"the hash {dump.count(key.hash)} times, the secret {dump.count(key.secret)} times"
+        self._narrator.answer("PostgreSQL", f"{tables} tables with {rows} rows: {found}")
+        expect(holds=key.hash in dump, expected="a dump that holds the key's hash", came="a dump without it")
+        self._expect_no_trace(key, dump, place="the dump")
+        self._expect_no_trace(key, self._stack.log_path.read_text(errors="replace"), place="the functions' log")
 
-    def _expect_no_trace(self, key: Key, text: str, *, where: str) -> None:
+    def _expect_no_trace(self, key: Key, text: str, *, place: str) -> None:
         found = [trace for trace in key.traces() if trace in text]
-        self._expect(not found, expected=f"no trace of the secret in {where}", came=f"found {len(found)} of its forms")
+        expect(holds=not found, expected=f"no trace of the secret in {place}", came=f"{len(found)} kinds of trace")
 
     def _expect_deleted(self, answer: Answer) -> None:
         answer.require(200)
-        deleted_at = datetime.fromisoformat(answer.text("deletedAt"))
-        effective_by = datetime.fromisoformat(answer.text("effectiveBy"))
-        cache_seconds = float(self._stack.environment(DELETE_FUNCTION)["GATEWAY_CACHE_SECONDS"])
-        self._expect(
-            effective_by - deleted_at == timedelta(seconds=cache_seconds),
-            expected=f"effectiveBy {cache_seconds:.0f} s after deletedAt",
-            came=f"{deleted_at} and {effective_by}",
-        )
-
-    @staticmethod
-    def _expect(holds: bool, *, expected: str, came: str) -> None:  # noqa: FBT001 - reads as assert does
-        if not holds:
-            raise StepFailed(expected=expected, came=came)
+        lag = datetime.fromisoformat(answer.text("effectiveBy")) - datetime.fromisoformat(answer.text("deletedAt"))
+        promised = timedelta(seconds=float(self._stack.environment("DeleteApiKey")["GATEWAY_CACHE_SECONDS"]))
+        expect(holds=lag == promised, expected=f"effectiveBy {promised} after deletedAt", came=f"{lag} after it")
 
 
 def main() -> None:
@@ -371,103 +349,136 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     is_coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    narrator = Narrator(sys.stdout, is_coloured=is_coloured)
     try:
-        status = _run(narrator)
+        outside = litellm_of(os.environ)
+        does_hold = show(outside, narrator=Narrator(sys.stdout, is_coloured=is_coloured))
     except UnusableLiteLLM as problem:
         print(problem, file=sys.stderr)
-        status = 2
+        sys.exit(2)
     except StartFailed as failure:
-        print(f"The local stack did not start: {failure}", file=sys.stderr)
-        status = 1
+        sys.exit(f"The local stack did not start: {failure}")
     except KeyboardInterrupt:
-        print("\ninterrupted; everything is stopped", flush=True)
-        status = 128 + signal.SIGINT
+        print("\ninterrupted, everything is stopped", flush=True)
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        # Whoever read along has left: `make demo | head`.
+        # Whoever read along has left, as in `make demo | head`; Python would complain again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    sys.exit(status)
+        sys.exit(1)
+    sys.exit(0 if does_hold else 1)
 
 
-def _run(narrator: Narrator) -> int:
+def show(outside: LiteLLM | None, *, narrator: Narrator) -> bool:
+    """Whether every step held. Raises UnusableLiteLLM and StartFailed."""
     started = time.monotonic()
-    outside = outside_litellm(os.environ)
-    is_secure = outside is not None and urlsplit(outside.url).scheme == "https"
-    with httpx.Client(
-        trust_env=False,
-        verify=True if is_secure else NO_TLS,
-        timeout=ANSWER_SECONDS,
-        headers={"user-agent": "keyservice-demo/1"},
-    ) as http:
+    with ExitStack() as at_the_end:
+        http = at_the_end.enter_context(
+            httpx.Client(
+                trust_env=False,
+                verify=True if outside and outside.needs_tls else NO_TLS,
+                timeout=ANSWER_SECONDS,
+                headers={"user-agent": "keyservice-demo"},
+            )
+        )
         if outside is not None:
-            two_models(outside, http=http)
-        narrator.paragraph(" ".join(_INTRODUCTION.split()))
-        narrator.summary("Setting up")
-        clean_up: Callable[[], None] = _nothing
-        try:
-            with LocalStack.start(
-                litellm_url=outside and outside.url,
-                litellm_master_key=outside and outside.master_key,
-                report=narrator.progress,
-            ) as stack:
-                models = two_models(LiteLLM(stack.litellm_url, stack.litellm_master_key), http=http)
-                narrator.progress(f"giving {SUBJECT} subscriptions to {' and '.join(models)}")
-                insert_models(stack.admin_dsn, models)
-                subscribe(stack.admin_dsn, subject=SUBJECT, models=models)
-                if outside is not None:
-                    litellm, user_id = outside, _user_id(stack)
-                    clean_up = lambda: _delete_keys_of(user_id, litellm=litellm, http=http, narrator=narrator)  # noqa: E731
-                narrator.progress(
-                    f"ready after {time.monotonic() - started:.1f} s: the API is at {stack.url}, LiteLLM at {stack.litellm_url}"
-                )
-                try:
-                    Walk(stack, models=models, http=http, narrator=narrator).whole()
-                except StepFailed as failure:
-                    narrator.failed(expected=failure.expected, came=failure.came)
-                    _show_last_words(stack)
-                    return 1
-        finally:
-            clean_up()
+            two_chat_models(outside, http=http)
+        narrator.paragraph(_INTRODUCTION)
+        # Ends before what was registered for the end so far, so that no function is left to make another key then.
+        with LocalStack.start(
+            litellm_url=outside.url if outside else None,
+            litellm_master_key=outside.master_key if outside else None,
+            report=lambda step: narrator.progress(f"{step} ..."),
+        ) as stack:
+            litellm = LiteLLM(stack.litellm_url, stack.litellm_master_key)
+            models = two_chat_models(litellm, http=http)
+            narrator.progress(f"giving Alice subscriptions to {' and '.join(models)} ...")
+            insert_models(stack.admin_dsn, models)
+            subscribe(stack.admin_dsn, subject=SUBJECT, models=models)
+            if outside is not None:
+                at_the_end.callback(_tidy_up, outside, user_id=_user_id(stack), http=http, narrator=narrator)
+            seconds = time.monotonic() - started
+            narrator.progress(f"ready in {seconds:.1f} s: the API at {stack.url}, LiteLLM at {stack.litellm_url}")
+            try:
+                Walk(stack, models=models, http=http, narrator=narrator).take()
+            except StepFailed as failure:
+                narrator.failed(expected=failure.expected, came=failure.came)
+                _show_last_words(stack, narrator=narrator)
+                return False
     seconds = time.monotonic() - started
     narrator.summary(
-        f"All {narrator.steps} steps held: the key worked, its secret was stored nowhere, it is gone in both places, and the record stays. ({seconds:.1f} s)"
+        f"All {narrator.steps} steps held: the key worked, no secret was stored, nothing is left but the record. "
+        f"({seconds:.1f} s)"
     )
-    return 0
+    return True
 
 
-def outside_litellm(environment: Mapping[str, str]) -> LiteLLM | None:
-    """The one the environment names; None when it names none. Raises UnusableLiteLLM for half a name."""
-    url, master_key = environment.get("LITELLM_URL", ""), environment.get("LITELLM_MASTER_KEY", "")
-    if not url and not master_key:
-        return None
-    if not url or not master_key:
-        there, missing = ("LITELLM_URL", "LITELLM_MASTER_KEY") if url else ("LITELLM_MASTER_KEY", "LITELLM_URL")
-        raise UnusableLiteLLM(f"{there} is set but {missing} is not: set both to use your LiteLLM, or neither.")
-    if not url.startswith(("http://", "https://")) or not url.isascii():
-        raise UnusableLiteLLM(f"LITELLM_URL is {url!r}: it must begin with http:// or https://.")
-    if not (master_key.isascii() and master_key.isprintable()):
-        raise UnusableLiteLLM("LITELLM_MASTER_KEY holds characters that cannot be sent in a header.")
-    return LiteLLM(url.rstrip("/"), master_key)
-
-
-def two_models(litellm: LiteLLM, *, http: httpx.Client) -> list[str]:
-    """The first two it can chat with. Raises UnusableLiteLLM."""
+def _tidy_up(outside: LiteLLM, *, user_id: str, http: httpx.Client, narrator: Narrator) -> None:
+    """An outside LiteLLM outlives the demo; the demo's keys must not, however it ended."""
     try:
-        response = http.get(
-            f"{litellm.url}/model/info",
-            headers={"authorization": f"Bearer {litellm.master_key}"},
-            timeout=LOOK_SECONDS,
-        )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UnusableLiteLLM(f"LiteLLM at {litellm.url} cannot be reached: {_reason(error)}.") from error
-    if response.status_code in (401, 403):
-        raise UnusableLiteLLM(f"LiteLLM at {litellm.url} refuses the LITELLM_MASTER_KEY.")
-    models = _chat_models(_json(response)) if response.status_code == 200 else None
-    if models is None:
-        raise UnusableLiteLLM(
-            f"{litellm.url}/model/info answers {response.status_code} without a list of models: is that a LiteLLM?"
-        )
-    if len(models) < 2:
-        raise UnusableLiteLLM(f"LiteLLM at {litellm.url} offers {len(models)} chat models; the demo needs two.")
-    return models[:2]
+        left = delete_keys_of(user_id, litellm=outside, http=http)
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        narrator.note(f"Keys of the user {user_id} may be left in {outside.url}: {reason_of(error)}")
+        return
+    if left:
+        narrator.note(f"These keys could not be removed from {outside.url}: {', '.join(left)}")
+    else:
+        narrator.note(f"No key of this demo is left in {outside.url}; its user {user_id} stays there.")
+
+
+def _user_id(stack: LocalStack) -> str:
+    with psycopg.connect(stack.admin_dsn) as connection:
+        row = connection.execute(
+            "SELECT id FROM users WHERE oauth_provider = %s AND oauth_id = %s", [OAUTH_PROVIDER, SUBJECT]
+        ).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def _show_last_words(stack: LocalStack, *, narrator: Narrator) -> None:
+    lines = stack.log_path.read_text(errors="replace").splitlines()
+    without_metrics = [line for line in lines if not line.startswith('{"_aws"')]
+    narrator.verbatim("the functions' last words", without_metrics[-SHOWN_LOG_LINES:])
+
+
+def _claims_in(token: str) -> Json:
+    middle = token.split(".")[1]
+    return json.loads(base64.urlsafe_b64decode(middle + "=" * (-len(middle) % 4)))
+
+
+def _json_of(response: httpx.Response) -> Json:
+    try:
+        return response.json()
+    except ValueError:
+        # A page of somebody else's, from a proxy on the way.
+        return shortened(" ".join(response.text.split()), 80).encode("ascii", "replace").decode()
+
+
+def _status_line(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _clipped(body: Json) -> str:
+    return shortened(json.dumps(body), 600)
+
+
+def _size_of(dump: str) -> tuple[int, int]:
+    """Tables and rows: pg_dump writes a table as a COPY command, one line for each row, and an end mark."""
+    blocks = re.findall(r"^COPY [^\n]* FROM stdin;\n(.*?)^\\\.$", dump, flags=re.MULTILINE | re.DOTALL)
+    return len(blocks), sum(block.count("\n") for block in blocks)
+
+
+def _plain(value: object) -> str | float:
+    """What JSON has no type for, as the API writes it."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return str(value)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

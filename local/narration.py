@@ -30,11 +30,11 @@ class Narrator:
         return self._steps
 
     def paragraph(self, text: str) -> None:
-        self._write(textwrap.fill(" ".join(text.split()), WIDTH))
+        self._write(_filled(" ".join(text.split())))
         self._write("")
 
     def progress(self, doing: str) -> None:
-        self._write(f"{_INDENT}{doing} ...", _DIM)
+        self._write(f"{_INDENT}{doing}", _DIM)
 
     def step(self, sentence: str) -> None:
         """Numbers itself."""
@@ -42,7 +42,8 @@ class Narrator:
         self._last_speaker = ""
         number = f"{self._steps}. ".ljust(len(_INDENT))
         self._write("")
-        self._write(textwrap.fill(sentence, WIDTH, initial_indent=number, subsequent_indent=" " * len(number)), _BOLD)
+        self._write(_filled(sentence, initial_indent=number, subsequent_indent=" " * len(number)), _BOLD)
+        self._write("")
 
     def request(self, speaker: str, *parts: str | Json) -> None:
         """To `speaker`; a part that is a string stands as it is, all others as JSON."""
@@ -57,18 +58,18 @@ class Narrator:
         self._write(f"{_INDENT}-- {sentence} --")
 
     def held(self, sentence: str) -> None:
-        text = textwrap.fill(sentence, WIDTH, initial_indent=f"{_INDENT}ok: ", subsequent_indent=f"{_INDENT}    ")
+        text = _filled(sentence, initial_indent=f"{_INDENT}ok: ", subsequent_indent=f"{_INDENT}    ")
         self._write(text, _GREEN)
 
     def failed(self, *, expected: str, came: str) -> None:
-        self._write(f"{_INDENT}FAILED: step {self._steps} did not hold" if self._steps else "FAILED", _RED)
+        self._write(f"{_INDENT}FAILED: step {self._steps} did not hold", _RED)
         for name, text in (("expected", expected), ("came", came)):
             lead = f"{_INDENT}{name.ljust(_SPEAKER_WIDTH)} "
-            self._write(textwrap.fill(text, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead)))
+            self._write(_filled(text, initial_indent=lead, subsequent_indent=" " * len(lead)))
 
     def note(self, sentence: str) -> None:
         self._write("")
-        self._write(textwrap.fill(sentence, WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT))
+        self._write(_filled(sentence, initial_indent=_INDENT, subsequent_indent=_INDENT))
 
     def verbatim(self, title: str, lines: Sequence[str]) -> None:
         """However long they are."""
@@ -91,7 +92,7 @@ class Narrator:
 
 
 def layout(value: Json, *, width: int, lead: str = "", indent: str = "") -> list[str]:
-    """JSON in as few lines as fit the width; a value too long for a line of its own is cut."""
+    """JSON in as few lines as fit the width; a long sentence is wrapped, a long word cut."""
     flat = f"{indent}{lead}{json.dumps(value)}"
     if len(flat) < width:  # the last column is for a comma
         return [flat]
@@ -101,7 +102,10 @@ def layout(value: Json, *, width: int, lead: str = "", indent: str = "") -> list
         case list():
             brackets, members = "[]", [("", member) for member in value]
         case _:
-            return [shortened(flat, width - 2) + '"']
+            if " " not in str(value):
+                return [f'{shortened(flat, width - 2)}"']
+            hanging = " " * (len(indent) + len(lead) + len('"'))
+            return _filled(flat, width - 1, subsequent_indent=hanging).splitlines()
     lines = [f"{indent}{lead}{brackets[0]}"]
     for position, (name, member) in enumerate(members, start=1):
         block = layout(member, width=width, lead=name, indent=f"{indent}  ")
@@ -110,7 +114,7 @@ def layout(value: Json, *, width: int, lead: str = "", indent: str = "") -> list
 
 
 def brief(value: Json, *, only: Collection[str] = ()) -> Json:
-    """Without what is empty, or with nothing but the fields named `only`, at any depth; says how much it left out."""
+    """Without fields that are empty, or with those in `only` alone, at any depth; says how many it left out."""
     if isinstance(value, list):
         return [brief(member, only=only) for member in value]
     if not isinstance(value, dict):
@@ -118,10 +122,18 @@ def brief(value: Json, *, only: Collection[str] = ()) -> Json:
     kept = {
         name: brief(member, only=only)
         for name, member in value.items()
-        if (name in only if only else member is not None and member not in ("", {}, []))
+        if (name in only if only else member is not None and member not in ("", {}))
     }
-    return kept if len(kept) == len(value) else {**kept, "...": f"{len(value) - len(kept)} more"}
+    left_out = len(value) - len(kept)
+    return {**kept, "...": f"{left_out} {'more' if only else 'empty'}"} if left_out else kept
 
 
 def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _filled(text: str, width: int = WIDTH, *, initial_indent: str = "", subsequent_indent: str = "") -> str:
+    # An id broken at one of its hyphens could not be copied.
+    return textwrap.fill(
+        text, width, initial_indent=initial_indent, subsequent_indent=subsequent_indent, break_on_hyphens=False
+    )

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import httpx
 
 LOOK_SECONDS = 10.0
-PAGE_SIZE = 100
+LARGEST_PAGE = 100
 
 
 class UnusableLiteLLM(Exception):
@@ -24,7 +23,7 @@ class LiteLLM:
 
     @property
     def needs_tls(self) -> bool:
-        return urlsplit(self.url).scheme == "https"
+        return self.url.startswith("https:")
 
     def call(
         self,
@@ -42,7 +41,7 @@ class LiteLLM:
 
 def litellm_of(environment: Mapping[str, str]) -> LiteLLM | None:
     """None when the environment names none. Raises UnusableLiteLLM when it names half of one."""
-    url, master_key = environment.get("LITELLM_URL", ""), environment.get("LITELLM_MASTER_KEY", "")
+    url, master_key = (environment.get(name, "").strip() for name in ("LITELLM_URL", "LITELLM_MASTER_KEY"))
     if not url and not master_key:
         return None
     if not url or not master_key:
@@ -67,23 +66,19 @@ def two_chat_models(litellm: LiteLLM, *, http: httpx.Client) -> list[str]:
         raise UnusableLiteLLM(f"{litellm.url}/model/info answers {answer.status_code}: is it the address of a LiteLLM?")
     try:
         models = _chat_models(answer.json())
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UnusableLiteLLM(f"{litellm.url}/model/info lists no models: is it the address of a LiteLLM?") from error
     if len(models) < 2:
         raise UnusableLiteLLM(f"The LiteLLM at {litellm.url} has fewer than the two chat models that are needed.")
     return models[:2]
 
 
-def delete_keys_of(user_id: str, *, litellm: LiteLLM, http: httpx.Client) -> int:
-    """How many there were. Raises httpx.HTTPError when it cannot be said that none is left."""
-    deleted = 0
-    while hashes := _keys_of(user_id, litellm=litellm, http=http):
-        answer = litellm.call(http, "POST", "/key/delete", body={"keys": hashes})
-        # Gone meanwhile is gone as well.
-        if answer.status_code != 404:
-            answer.raise_for_status()
-        deleted += len(hashes)
-    return deleted
+def delete_keys_of(user_id: str, *, litellm: LiteLLM, http: httpx.Client) -> list[str]:
+    """The hashes of those that are still there afterwards. Raises httpx.HTTPError."""
+    if hashes := _keys_of(user_id, litellm=litellm, http=http):
+        litellm.call(http, "POST", "/key/delete", body={"keys": hashes})
+    # Asked again, whatever the delete was answered.
+    return _keys_of(user_id, litellm=litellm, http=http)
 
 
 def reason_of(error: Exception) -> str:
@@ -92,7 +87,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _keys_of(user_id: str, *, litellm: LiteLLM, http: httpx.Client) -> list[str]:
-    answer = litellm.call(http, "GET", "/key/list", query={"user_id": user_id, "size": PAGE_SIZE})
+    answer = litellm.call(http, "GET", "/key/list", query={"user_id": user_id, "size": LARGEST_PAGE})
     answer.raise_for_status()
     return [str(token_id) for token_id in answer.json()["keys"]]
 
@@ -101,7 +96,8 @@ def _chat_models(listed: Any) -> list[str]:
     """Each once, in LiteLLM's order; a name with a star stands for many and is none."""
     models: dict[str, None] = {}
     for entry in cast(list[dict[str, Any]], listed["data"]):
-        name, mode = str(entry["model_name"]), (entry.get("model_info") or {}).get("mode")
-        if "*" not in name and mode in (None, "chat"):
+        name = str(entry["model_name"])
+        details = cast(dict[str, Any], entry.get("model_info") or {})
+        if "*" not in name and details.get("mode") in (None, "chat"):
             models[name] = None
     return list(models)

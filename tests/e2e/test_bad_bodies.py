@@ -1,7 +1,7 @@
 """POST /api/v1/api-keys with a body that is refused: every violation is named, and nothing is made."""
 
 import json
-from typing import Any
+from typing import Any, LiteralString
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_a_body_that_is_no_json_object_is_refused(alice: Person, content: str | 
     answer = alice.post(content)
 
     assert violations_of(answer) == [("body", code)]
-    assert alice.keys() == []
+    assert alice.key_rows() == []
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_body_that_breaks_a_rule_is_refused(alice: Person, fields: dict[str, A
     answer = alice.create({"modelIds": ["gpt-4o"], **fields})
 
     assert violations_of(answer) == violations
-    assert alice.keys() == []
+    assert alice.key_rows() == []
 
 
 def test_metadata_that_is_nested_too_deeply_is_refused(alice: Person):
@@ -125,7 +125,7 @@ def test_awkward_values_in_metadata_are_kept(alice: Person, value: str):
     answer = alice.post(f'{{"modelIds": ["gpt-4o"], "metadata": {{"n": {value}}}}}')
 
     assert answer.status_code == 201, answer.text
-    assert [key["sync_status"] for key in alice.keys()] == ["synced"]
+    assert [key["sync_status"] for key in alice.key_rows()] == ["synced"]
     assert list(alice.listed()[0]["metadata"]) == ["n"]
 
 
@@ -179,7 +179,7 @@ def test_a_setting_that_cannot_be_enforced_is_refused_by_name(alice: Person, set
     error = error_of(answer, status=422, code="UNSUPPORTED_SETTING")
     assert setting in error["message"]
     assert error["details"]["fields"] == [setting]
-    assert alice.keys() == []
+    assert alice.key_rows() == []
 
 
 def test_a_body_of_64_kib_is_read_and_one_byte_more_is_too_large(alice: Person):
@@ -191,7 +191,7 @@ def test_a_body_of_64_kib_is_read_and_one_byte_more_is_too_large(alice: Person):
 
     assert violations_of(read) == [("modelIds", "minItems")]
     error_of(too_large, status=413, code="PAYLOAD_TOO_LARGE")
-    assert alice.keys() == []
+    assert alice.key_rows() == []
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_another_content_type_is_refused(alice: Person, content_type: str):
     answer = alice.post('{"modelIds": ["gpt-4o"]}', headers={"content-type": content_type})
 
     error_of(answer, status=415, code="UNSUPPORTED_MEDIA_TYPE")
-    assert alice.keys() == []
+    assert alice.key_rows() == []
 
 
 def test_a_content_type_with_parameters_in_any_case_is_json(alice: Person):
@@ -232,7 +232,7 @@ def test_a_model_without_an_active_subscription_is_refused_and_audited(alice: Pe
     error = error_of(answer, status=400, code="VALIDATION_ERROR")
     assert error["message"] == f"You do not have active subscriptions for the following models: {missing}"
     assert violations_of(answer) == [("modelIds", "notEntitled")]
-    assert alice.keys() == []
+    assert alice.key_rows() == []
     assert (record["action"], record["success"]) == ("API_KEY_CREATE", False)
     assert record["error_message"] == "modelIds: notEntitled"
     assert record["resource_id"] is None
@@ -249,7 +249,7 @@ def test_a_model_without_an_active_subscription_is_refused_and_audited(alice: Pe
         pytest.param("expires_at = now() - interval '1 second'", id="expired a second ago"),
     ],
 )
-def test_a_subscription_that_no_longer_holds_counts_for_nothing(service: Service, alice: Person, change: Any):
+def test_a_subscription_that_no_longer_holds_counts_for_nothing(service: Service, alice: Person, change: LiteralString):
     service.rows(
         f"UPDATE subscriptions SET {change} WHERE user_id = %(user)s AND model_id = 'gpt-4o'", user=alice.user_id
     )
@@ -258,7 +258,7 @@ def test_a_subscription_that_no_longer_holds_counts_for_nothing(service: Service
 
     assert violations_of(answer) == [("modelIds", "notEntitled")]
     assert answer.json()["error"]["message"].endswith("models: gpt-4o")
-    assert alice.keys() == []
+    assert alice.key_rows() == []
 
 
 def test_rules_of_the_database_are_reported_together(alice: Person):

@@ -324,7 +324,7 @@ def test_a_subscription_that_is_not_active_makes_no_key(service: Service, alice:
     assert [(v["field"], v["code"]) for v in error["details"]["validation"]] == [("subscriptionId", "notActive")]
     assert answer.headers["x-api-deprecation-warning"] == DEPRECATION
     assert answer.headers["x-api-migration-guide"] == MIGRATION_GUIDE
-    assert alice.keys() == []
+    assert alice.key_rows() == []
 
 
 def test_somebody_elses_subscription_is_not_found(alice: Person, bob: Person):
@@ -334,4 +334,4 @@ def test_somebody_elses_subscription_is_not_found(alice: Person, bob: Person):
     assert answer.status_code == 404
     assert (error["code"], error["message"]) == ("NOT_FOUND", "Subscription not found")
     assert answer.headers["x-api-deprecation-warning"] == DEPRECATION
-    assert alice.keys() == []
+    assert alice.key_rows() == []

@@ -174,4 +174,4 @@ def test_an_old_revoked_row_is_left_alone_by_everything_but_its_own_delete(servi
 
     assert alice.status_of(row["id"]) == "revoked"
     assert alice.delete(row["id"]).status_code == 200
-    assert alice.keys() == []
+    assert alice.key_rows() == []

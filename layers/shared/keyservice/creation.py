@@ -6,7 +6,7 @@ dies in between leaves an operation that anybody can finish or undo.
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -17,6 +17,7 @@ from keyservice.database import Database
 from keyservice.decoding import invalid
 from keyservice.derivation import DerivedSecret, KeyDeriver, new_nonce
 from keyservice.errors import (
+    DatabaseUnavailable,
     DerivationUnavailable,
     Forbidden,
     GatewayRefused,
@@ -98,8 +99,12 @@ class KeyCreation:
         if isinstance(begun, store.Repeated):
             return self._replayed(begun)
         # A resumed operation has a token, and so a secret, of its own.
-        own = derived if derived.token_hash == begun.token_hash else self._derived_again(begun)
-        return self._carried_out(begun, own, deadline=deadline)
+        try:
+            own = derived if derived.token_hash == begun.token_hash else self._derived_again(begun)
+            return self._carried_out(begun, own, deadline=deadline)
+        except (DatabaseUnavailable, DerivationUnavailable) as error:
+            # T1 has committed, and LiteLLM may have acted: the operation stays for whoever comes next.
+            raise OperationPending from error
 
     def _replayed(self, repeated: store.Repeated) -> Creation:
         if repeated.original is None:
@@ -123,7 +128,7 @@ class KeyCreation:
         if created.state == "done":
             return Creation(key=_issued(pending, derived), is_replayed=pending.epoch > 1)
         if created.state == "pending" and created.phase == "undo":
-            self._undo(pending, created.reason or "undone", deadline=deadline)
+            self._undo(pending, created, deadline=deadline)
             raise _undone(created.reason)
         if created.state == "pending":
             raise OperationPending
@@ -166,8 +171,7 @@ class KeyCreation:
         try:
             begun = begin()
         except OutcomeUnknown:
-            # The same ids again: a first try that did commit is found by them, never doubled.
-            begun = store.read_create(self._database, operation_id) or begin()
+            begun = self._begun_after_all(begin, operation_id)
         if isinstance(begun, store.Refusal):
             telemetry.identify(user_id=begun.user_id)
             raise _refusal(begun.rules, model_access=self._rules.model_access)
@@ -177,14 +181,29 @@ class KeyCreation:
             telemetry.identify(user_id=begun.user_id)
         return begun
 
+    def _begun_after_all(
+        self, begin: Callable[[], PendingCreate | store.Repeated | store.Refusal], operation_id: uuid.UUID
+    ) -> PendingCreate | store.Repeated | store.Refusal:
+        """After a T1 whose answer was lost. Begins with the same ids again: a first try that did commit, even one that
+        does so only now, is found by them and never doubled."""
+        try:
+            return store.read_create(self._database, operation_id) or begin()
+        except OutcomeUnknown:
+            found = store.read_create(self._database, operation_id)
+            if found is None:
+                raise
+            return found
+        except DatabaseUnavailable as error:
+            raise OutcomeUnknown from error
+
     def _make_again_in_gateway(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
         """After an attempt whose fate is unknown: what LiteLLM has, not what it answers, says whether the key is right.
 
         It echoes a repeated generate without storing it, and answers 400 when the first one worked.
         """
-        if pending.remaining_seconds is not None and pending.remaining_seconds < 1:
-            return  # expired meanwhile: T2 finds that and undoes it
         try:
+            if pending.remaining_seconds is not None and pending.remaining_seconds < 1:
+                raise GatewayUnavailable("the key expired before LiteLLM confirmed it", may_still_happen=False)
             found = self._litellm.find(pending.token_hash, deadline=deadline)
             if found is None:
                 if not pending.user.is_known:
@@ -245,13 +264,23 @@ class KeyCreation:
             raise OperationPending from refused
         self._finish_undo(pending, f"refused by LiteLLM: {', '.join(refused.fields) or refused.status_answered}")
 
-    def _undo(self, pending: PendingCreate, reason: str, *, deadline: Deadline) -> None:
+    def _undo(self, pending: PendingCreate, created: store.Created, *, deadline: Deadline) -> None:
         """Takes the key back as far as possible now; the operation is committed to it and is settled otherwise."""
         try:
             self._litellm.delete(pending.token_hash, deadline=deadline)
-            self._finish_undo(pending, reason)
+            if created.is_safe:
+                self._finish_undo(pending, created.reason or "undone")
+                return
         except Unavailable as trouble:
             self._release(pending, trouble, may_still_happen=True)
+            return
+        journal.release(
+            self._database,
+            operation_id=pending.operation_id,
+            epoch=pending.epoch,
+            error=journal.DRAINING,
+            waits_for_drain=True,
+        )
 
     def _finish_undo(self, pending: PendingCreate, reason: str) -> None:
         store.finish_undo(

@@ -9,7 +9,8 @@ from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
 from keyservice.database import Database, Statement
-from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, identity_conflict, repeated_once
+from keyservice.errors import OutcomeUnknown
+from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, registering, repeated_once
 from keyservice.models import Caller, GatewayUser, Idempotency, ModelDetails, NewApiKey, PendingCreate
 
 
@@ -39,11 +40,12 @@ class Repeated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Created(msgspec.Struct, frozen=True, kw_only=True):
-    """What T2 of a create made of the operation."""
+    """What T2 of a create made of the operation. `is_safe`: every generate for its token was answered."""
 
     state: Literal["done", "failed", "superseded", "pending"]
     phase: Literal["forward", "undo"]
     reason: str | None
+    is_safe: bool
 
 
 class NewToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +112,6 @@ discovered AS (
     FROM jsonb_to_recordset(%(gateway_models)s::jsonb) AS d (id text, name text, provider text)
     WHERE d.id = ANY (%(model_ids)s::text[])
     ON CONFLICT DO NOTHING
-    RETURNING id, name, provider
 ),
 entitled AS (
     SELECT model_id FROM subscribed WHERE is_active AND %(model_access)s = 'subscription'
@@ -165,15 +166,18 @@ earlier AS (
         CASE
             WHEN o.state = 'failed' OR (o.state <> 'pending' AND o.created_at <= now() - interval '24 hours') THEN 'free'
             WHEN o.body_fingerprint <> %(body_fingerprint)s THEN 'otherBody'
-            WHEN o.state = 'superseded' OR (o.state = 'done' AND t.state <> 'live') THEN 'gone'
-            WHEN o.state = 'done' THEN 'replay'
-            WHEN o.phase = 'undo' THEN 'undoing'
+            WHEN o.state = 'superseded' THEN 'gone'
+            WHEN o.state = 'done' AND t.state = 'live' AND k.is_active AND k.revoked_at IS NULL
+                AND (k.expires_at IS NULL OR k.expires_at > now()) THEN 'replay'
+            WHEN o.state = 'done' THEN 'gone'
+            WHEN o.phase = 'undo' OR k.id IS NULL THEN 'undoing'
             WHEN o.lease_until > now() THEN 'running'
             ELSE 'resume'
         END AS verdict
     FROM api_key_operations AS o
     JOIN caller ON caller.id = o.user_id AND caller.is_active
     JOIN api_key_tokens AS t ON t.hash = o.token_hash
+    LEFT JOIN api_keys AS k ON k.id = o.api_key_id
     WHERE o.kind = 'create' AND o.idempotency_hash = %(idempotency_hash)s
 ),
 freed AS (
@@ -199,11 +203,12 @@ unsafe_again AS (
     WHERE t.hash = resumed.token_hash
 ),
 refused AS (
+    -- The operation's id, chosen before: asked a second time after a lost answer, this is recorded once.
     INSERT INTO audit_logs (
-        user_id, action, resource_type, ip_address, user_agent, success, error_message, metadata
+        id, user_id, action, resource_type, ip_address, user_agent, success, error_message, metadata
     )
     SELECT
-        caller.id, 'API_KEY_CREATE', 'API_KEY', %(ip_address)s::inet, %(user_agent)s, false,
+        %(operation_id)s, caller.id, 'API_KEY_CREATE', 'API_KEY', %(ip_address)s::inet, %(user_agent)s, false,
         (SELECT string_agg((r ->> 'field') || ': ' || (r ->> 'code'), '; ') FROM jsonb_array_elements(broken.rules) AS r),
         jsonb_build_object(
             'requestId', %(request_id)s::text, 'userId', caller.id, 'name', %(name)s::text,
@@ -211,6 +216,7 @@ refused AS (
         )
     FROM caller, wanted, broken
     WHERE broken.rules IS NOT NULL AND NOT EXISTS (SELECT FROM earlier WHERE verdict <> 'free')
+    ON CONFLICT (id) DO NOTHING
 ),
 allowed AS (
     SELECT caller.id AS user_id, wanted.*
@@ -289,13 +295,15 @@ SELECT
     floor(extract(epoch FROM coalesce(new_key.expires_at, earlier_key.expires_at) - now()))::bigint AS remaining_seconds,
     (SELECT mark FROM keyservice_installation) AS mark,
     (
-        SELECT jsonb_agg(jsonb_build_object('id', m.id, 'name', m.name, 'provider', m.provider) ORDER BY w.position)
-        FROM unnest(wanted.models) WITH ORDINALITY AS w (model_id, position)
-        JOIN (
-            SELECT id, name, provider FROM models WHERE id = ANY (wanted.models)
-            UNION ALL
-            SELECT id, name, provider FROM discovered
-        ) AS m ON m.id = w.model_id
+        -- Another transaction may be inserting a model this very moment, and an earlier key's may be gone.
+        SELECT coalesce(jsonb_agg(jsonb_build_object(
+            'id', w.model_id, 'name', coalesce(m.name, g.name, w.model_id),
+            'provider', coalesce(m.provider, g.provider, 'unknown')
+        ) ORDER BY w.position), '[]')
+        FROM unnest(coalesce(earlier.models, wanted.models)) WITH ORDINALITY AS w (model_id, position)
+        LEFT JOIN models AS m ON m.id = w.model_id
+        LEFT JOIN jsonb_to_recordset(%(gateway_models)s::jsonb) AS g (id text, name text, provider text)
+            ON g.id = w.model_id
     ) AS model_details
 FROM caller, wanted, broken
 LEFT JOIN new_key ON true
@@ -356,11 +364,14 @@ def begin_create(
         "resume_seconds": resume_seconds,
     }
     try:
-        _, rows = database.round_trip(
-            Statement(_REGISTER_CALLER, identity(caller)), Statement(_BEGIN_CREATE, parameters)
+        _, rows = registering(
+            database, Statement(_REGISTER_CALLER, identity(caller)), Statement(_BEGIN_CREATE, parameters)
         )
     except pg.UniqueViolation as error:
-        raise identity_conflict(error) from error
+        if error.diag.constraint_name not in _OF_A_CREATE:
+            raise
+        # The same ids are there already: a first try, given up for lost, has committed after all.
+        raise OutcomeUnknown from error
     row = rows[0]
     match row["verdict"]:
         case "otherBody" | "gone" | "undoing" | "running" as hindrance:
@@ -395,6 +406,9 @@ def _pending_create(row: dict[str, Any]) -> PendingCreate:
     )
 
 
+# Each holds an id or a hash that was chosen before T1.
+_OF_A_CREATE = ("api_keys_pkey", "api_keys_key_hash_key", "api_key_tokens_pkey", "api_key_operations_pkey")
+
 _READ_CREATE = """/* read_create */
 SELECT
     o.id AS operation_id, o.epoch, o.request, o.api_key_id, o.token_hash, t.nonce, t.alias, k.created_at, o.key_prefix,
@@ -407,9 +421,11 @@ SELECT
     floor(extract(epoch FROM k.expires_at - now()))::bigint AS remaining_seconds,
     (SELECT mark FROM keyservice_installation) AS mark,
     (
-        SELECT jsonb_agg(jsonb_build_object('id', m.id, 'name', m.name, 'provider', m.provider) ORDER BY w.position)
+        SELECT coalesce(jsonb_agg(jsonb_build_object(
+            'id', w.model_id, 'name', coalesce(m.name, w.model_id), 'provider', coalesce(m.provider, 'unknown')
+        ) ORDER BY w.position), '[]')
         FROM unnest(o.models) WITH ORDINALITY AS w (model_id, position)
-        JOIN models AS m ON m.id = w.model_id
+        LEFT JOIN models AS m ON m.id = w.model_id
     ) AS model_details
 FROM api_key_operations AS o
 JOIN api_key_tokens AS t ON t.hash = o.token_hash
@@ -436,10 +452,10 @@ checked AS (
         WHEN NOT EXISTS (SELECT FROM users AS u WHERE u.id = held.user_id AND u.is_active) THEN 'inactiveUser'
         WHEN EXISTS (SELECT FROM api_keys AS k WHERE k.id = held.api_key_id AND k.expires_at <= now()) THEN 'past'
         WHEN (held.request ->> 'is_checked')::boolean AND EXISTS (
-            SELECT FROM unnest(held.models) AS model_id
+            SELECT FROM unnest(held.models) AS wanted (model_id)
             WHERE NOT EXISTS (
                 SELECT FROM subscriptions AS s
-                WHERE s.user_id = held.user_id AND s.model_id = model_id
+                WHERE s.user_id = held.user_id AND s.model_id = wanted.model_id
                 AND s.status = 'active' AND (s.expires_at IS NULL OR s.expires_at > now())
             )
         ) THEN 'notEntitled'
@@ -498,7 +514,8 @@ audited AS (
 SELECT
     coalesce(gate.state, o.state) AS state,
     coalesce(gate.phase, o.phase) AS phase,
-    coalesce(gate.reason, o.last_error) AS reason
+    coalesce(gate.reason, o.last_error) AS reason,
+    o.earlier_answered AS is_safe
 FROM api_key_operations AS o
 LEFT JOIN gate ON gate.id = o.id
 WHERE o.id = %(operation_id)s"""
@@ -525,9 +542,6 @@ WITH gate AS (
     UPDATE api_key_operations AS o
     SET state = 'failed', phase = 'undo', finished_at = now(), last_error = %(reason)s, updated_at = now()
     WHERE o.id = %(operation_id)s AND o.epoch = %(epoch)s AND o.state = 'pending'
-    AND (o.epoch = 1 OR NOT EXISTS (
-        SELECT FROM api_key_tokens AS t WHERE t.hash = o.token_hash AND t.unsafe_until > now()
-    ))
     RETURNING o.*
 ),
 removed AS (
@@ -558,8 +572,8 @@ SELECT state FROM gate"""
 
 def finish_undo(database: Database, *, operation_id: UUID, epoch: int, api_key_id: UUID, reason: str) -> bool:
     """The end of a create that did not work, once LiteLLM has said that the key is not there: no row, a dead token,
-    a failed operation and its audit record. False when it may not be done yet, an earlier request to LiteLLM being
-    unanswered, or when another has taken the operation over."""
+    a failed operation and its audit record. Only for a token that was safe when LiteLLM was asked. False when another
+    has taken the operation over."""
     _, rows = repeated_once(
         database,
         Statement(LOCK_KEY, {"api_key_id": api_key_id}),

@@ -15,7 +15,7 @@ from keyservice.secret_values import SecretValues
 from keyservice.settings import DatabaseSettings
 
 CONNECT_TIMEOUT_SECONDS = 3
-STATEMENT_TIMEOUT_SECONDS = 6.0  # one more than the server's own statement_timeout, for a server that hangs
+STATEMENT_TIMEOUT_SECONDS = 5.5  # a little more than the server's own statement_timeout, for a server that hangs
 
 type Rows = list[DictRow]
 
@@ -47,7 +47,11 @@ class Database:
         try:
             return self._attempt(statements)
         except pg.DeadlockDetected:
+            pass
+        try:
             return self._attempt(statements)
+        except pg.DeadlockDetected as error:
+            raise DatabaseUnavailable from error
 
     def close(self) -> None:
         if self._connection is not None:
@@ -87,9 +91,11 @@ class Database:
 class _Connection(psycopg.Connection[DictRow]):
     """Gives up on a server that accepted a statement and never answers."""
 
+    statement_timeout_seconds: float | None = STATEMENT_TIMEOUT_SECONDS
+
     @override
-    def wait[T](self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = STATEMENT_TIMEOUT_SECONDS) -> T:
-        return super().wait(gen, interval, timeout)
+    def wait[T](self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        return super().wait(gen, interval, timeout or self.statement_timeout_seconds)
 
 
 def connect(settings: DatabaseSettings, secret_values: SecretValues) -> _Connection:
@@ -136,12 +142,11 @@ def connection_parameters(settings: DatabaseSettings, secret_values: SecretValue
     }
 
 
-async def is_ready(parameters: Mapping[str, Any]) -> bool:
-    """Whether a new connection with these parameters answers a query; may be cancelled at any time."""
+def is_ready(parameters: Mapping[str, Any]) -> bool:
+    """Whether a new connection with these parameters answers a query."""
     try:
-        connection = await psycopg.AsyncConnection.connect(**parameters, autocommit=True)
-        async with connection:
-            await connection.execute("/* check_health */ SELECT 1")
+        with _Connection.connect(**parameters, autocommit=True, row_factory=dict_row) as connection:
+            connection.execute("/* check_health */ SELECT 1")
     except psycopg.Error:
         return False
     return True

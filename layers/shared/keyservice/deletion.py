@@ -56,14 +56,14 @@ class KeyDeletion:
 
     def _finish(self, pending: PendingDelete, *, deadline: Deadline) -> DeletedKey | PendingDeletion:
         try:
-            for token_hash in pending.token_hashes:
-                self._litellm.delete(token_hash, deadline=deadline)
+            for token in pending.tokens:
+                self._litellm.delete(token.hash, deadline=deadline)
             deleted_at = store.finish_delete(
                 self._database,
                 operation_id=pending.operation_id,
                 epoch=pending.epoch,
                 api_key_id=pending.api_key_id,
-                gone_hashes=pending.token_hashes,
+                gone_hashes=[token.hash for token in pending.tokens if token.is_safe],
             )
         except Unavailable as trouble:
             self._release(pending, journal.reason(trouble), waits_for_drain=False)

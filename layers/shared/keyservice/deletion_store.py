@@ -58,10 +58,14 @@ superseded_audited AS (
     FROM superseded AS o
 ),
 taken AS (
-    -- Its owner wants the key deleted: an expiry under way no longer keeps the row. Another's lease is left alone, but
-    -- not our own of a first try whose answer was lost.
+    -- Its owner wants the key deleted: an expiry under way becomes that, with the owner as its actor, and no longer keeps
+    -- the row. Another's lease is left alone, but not our own of a first try whose answer was lost.
     UPDATE api_key_operations AS o
-    SET request = o.request - 'keepRow',
+    SET request = o.request - 'keepRow' - 'reason',
+        actor = CASE
+            WHEN o.request ->> 'reason' = 'expired'
+            THEN %(actor)s::jsonb || jsonb_build_object('user_id', o.user_id) ELSE o.actor
+        END,
         epoch = CASE WHEN is_free THEN o.epoch + 1 ELSE o.epoch END,
         attempts = CASE WHEN is_free THEN o.attempts + 1 ELSE o.attempts END,
         lease_until = CASE WHEN is_free THEN now() + make_interval(secs => %(lease_seconds)s) ELSE o.lease_until END,
@@ -83,14 +87,15 @@ condemned AS (
     UPDATE api_key_tokens AS t SET state = 'condemned', updated_at = now()
     FROM owned
     WHERE t.api_key_id = owned.id AND t.state <> 'dead'
-    RETURNING t.hash
+    RETURNING t.hash, coalesce(t.unsafe_until <= now(), true) AS is_safe
 ),
 adopted AS (
-    -- A key that LiteMaaS made has no token of ours; its hash is LiteLLM's token id all the same.
+    -- A key that LiteMaaS made, or gave another secret, has no token of ours; its hash is LiteLLM's token id all the same.
     INSERT INTO api_key_tokens (hash, api_key_id, user_id, alias, state)
     SELECT owned.key_hash, owned.id, owned.user_id, owned.litellm_key_alias, 'condemned'
     FROM owned
-    WHERE NOT EXISTS (SELECT FROM api_key_tokens AS t WHERE t.api_key_id = owned.id)
+    WHERE NOT EXISTS (SELECT FROM api_key_tokens AS t WHERE t.api_key_id = owned.id AND t.hash = owned.key_hash)
+    ON CONFLICT (hash) DO UPDATE SET api_key_id = EXCLUDED.api_key_id, state = 'condemned', updated_at = now()
     RETURNING hash
 ),
 begun AS (
@@ -114,7 +119,10 @@ SELECT
     owned.user_id,
     coalesce(begun.id, resumed.id) AS operation_id,
     coalesce(begun.epoch, resumed.epoch) AS epoch,
-    ARRAY(SELECT hash FROM condemned UNION ALL SELECT hash FROM adopted) AS token_hashes
+    (
+        SELECT jsonb_agg(jsonb_build_object('hash', t.hash, 'is_safe', t.is_safe))
+        FROM (SELECT * FROM condemned UNION ALL SELECT hash, true FROM adopted) AS t
+    ) AS tokens
 FROM caller
 LEFT JOIN owned ON true
 LEFT JOIN begun ON true
@@ -143,10 +151,11 @@ def begin_delete(
         return "not found"
     if rows[0]["operation_id"] is None:
         return "running"
-    return msgspec.convert(rows[0], PendingDelete)
+    return msgspec.convert({**rows[0], "tokens": rows[0]["tokens"] or []}, PendingDelete)
 
 
-# Passes only when every token of the key has been confirmed gone, and none can come back.
+# Passes only when every token of the key has been confirmed gone for ever. Whether a token was safe is not asked here but
+# was when LiteLLM was told: between the two it may have become so, and with it come to life (its create's T2 ran).
 _FINISH_DELETE = """/* finish_delete */
 WITH gate AS (
     UPDATE api_key_operations AS o
@@ -155,7 +164,7 @@ WITH gate AS (
     AND NOT EXISTS (
         SELECT FROM api_key_tokens AS t
         WHERE t.api_key_id = o.api_key_id AND t.state <> 'dead'
-        AND (t.hash <> ALL (%(gone_hashes)s::text[]) OR t.unsafe_until > now())
+        AND t.hash <> ALL (%(gone_hashes)s::text[])
     )
     RETURNING o.*
 ),

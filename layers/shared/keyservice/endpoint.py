@@ -4,7 +4,6 @@ Payload format 2.0 of HTTP APIs. The only place where an error becomes HTTP, and
 """
 
 import base64
-import binascii
 import ipaddress
 import re
 import time
@@ -78,7 +77,12 @@ class Request:
         claims: Mapping[str, Any] = jwt.get("claims", {})
         if not claims:
             raise Unauthorized("Authentication required")
-        return caller_from_claims(claims, names=wiring.settings().claim_names, actor=self.actor)
+        return caller_from_claims(
+            claims,
+            authorization=self.headers.get("authorization", ""),
+            names=wiring.settings().claim_names,
+            actor=self.actor,
+        )
 
     def body[T: Struct](self, shape: type[T]) -> T:
         """The JSON body. Raises PayloadTooLarge, UnsupportedMediaType, InvalidRequest, UnsupportedSetting."""
@@ -104,7 +108,7 @@ class Request:
         text: str = self._event.get("body") or ""
         try:
             raw = base64.b64decode(text, validate=True) if self._event.get("isBase64Encoded") else text.encode()
-        except (binascii.Error, UnicodeEncodeError) as error:
+        except ValueError as error:
             raise InvalidRequest("The body is not valid UTF-8") from error
         if len(raw) > MAX_BODY_BYTES:
             raise PayloadTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes")

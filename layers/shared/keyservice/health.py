@@ -1,8 +1,9 @@
 """Whether each backend answers: up or down, within a second, and nothing else about it."""
 
-import asyncio
+import threading
 import time
-from collections.abc import Awaitable
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 from msgspec import Struct
@@ -32,34 +33,58 @@ class HealthCheck:
     def __init__(self, *, settings: DatabaseSettings, secret_values: SecretValues, litellm_url: str) -> None:
         self._settings = settings
         self._secret_values = secret_values
-        self._litellm_url = litellm_url
+        self._database = _Question(self._ask_database)
+        self._litellm = _Question(lambda: litellm.is_ready(litellm_url, timeout_seconds=CHECK_TIMEOUT_SECONDS))
         self._known: Health | None = None
         self._known_until = 0.0
 
     def check(self) -> Health:
         if self._known is None or time.monotonic() >= self._known_until:
-            self._known = asyncio.run(self._ask())
+            self._known = self._ask()
             self._known_until = time.monotonic() + _KEEP_SECONDS
         return self._known
 
-    async def _ask(self) -> Health:
-        database_state, litellm_state = await asyncio.gather(
-            self._database_state(), _within_a_second(litellm.is_ready(self._litellm_url))
+    def _ask(self) -> Health:
+        # Not timed: the first read of the secret imports boto3, which says nothing about the database. When it fails, the
+        # question below finds the same and answers down.
+        with suppress(SecretUnavailable):
+            database.connection_parameters(self._settings, self._secret_values)
+        for question in (self._database, self._litellm):
+            question.ask()
+        until = time.monotonic() + CHECK_TIMEOUT_SECONDS
+        database_state, litellm_state = self._database.state(until=until), self._litellm.state(until=until)
+        return Health(
+            status="unhealthy" if database_state == "down" else "degraded" if litellm_state == "down" else "healthy",
+            database=database_state,
+            litellm=litellm_state,
         )
-        status = "unhealthy" if database_state == "down" else "degraded" if litellm_state == "down" else "healthy"
-        return Health(status=status, database=database_state, litellm=litellm_state)
 
-    async def _database_state(self) -> State:
+    def _ask_database(self) -> bool:
         try:
-            # Not timed: the first read of the secret imports boto3, which says nothing about the database.
             parameters = database.connection_parameters(self._settings, self._secret_values)
         except SecretUnavailable:
-            return "down"
-        return await _within_a_second(database.is_ready(parameters))
+            return False
+        return database.is_ready(parameters)
 
 
-async def _within_a_second(question: Awaitable[bool]) -> State:
-    try:
-        return "up" if await asyncio.wait_for(question, CHECK_TIMEOUT_SECONDS) else "down"
-    except TimeoutError:
-        return "down"
+class _Question:
+    """Asked in a thread: a backend that hangs is left hanging there, and counts as down until it lets go."""
+
+    def __init__(self, ask: Callable[[], bool]) -> None:
+        self._ask = ask
+        self._thread: threading.Thread | None = None
+        self._is_up = False
+
+    def ask(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._is_up = False
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def state(self, *, until: float) -> State:
+        if self._thread is not None:
+            self._thread.join(max(0.0, until - time.monotonic()))
+        return "up" if self._is_up else "down"
+
+    def _run(self) -> None:
+        self._is_up = self._ask()

@@ -4,6 +4,7 @@ Each SQL statement begins with its name as a comment. Lock order in every transa
 tokens. Times are the database's own. A change and its audit record are one statement.
 """
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -11,12 +12,22 @@ import msgspec
 from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
+from keyservice import telemetry
 from keyservice.database import Database, Rows, Statement
-from keyservice.errors import DatabaseUnavailable, GatewayUnavailable, IdentityConflict, OutcomeUnknown, ServiceError
+from keyservice.errors import (
+    DatabaseUnavailable,
+    GatewayUnavailable,
+    IdentityConflict,
+    OutcomeUnknown,
+    ServiceError,
+    Unavailable,
+)
 from keyservice.models import Actor, Caller
 
 # Why an operation waits although LiteLLM answers.
 DRAINING = "an earlier request to LiteLLM may still make the key"
+
+_OF_AN_IDENTITY = ("users_username_key", "users_email_key")
 
 LOCK_USER = """/* lock_user */
 SELECT id FROM users WHERE id = %(user_id)s FOR NO KEY UPDATE"""
@@ -62,19 +73,41 @@ def release(
         "may_still_happen": may_still_happen,
         "waits_for_drain": waits_for_drain,
     }
+    telemetry.explain(error)
     try:
         database.round_trip(Statement(_RELEASE, parameters))
-    except DatabaseUnavailable:
+    except Unavailable:
         return
 
 
-def identity_conflict(error: pg.UniqueViolation) -> Exception:
-    """IdentityConflict for the two columns another identity may hold; any other violation is our own mistake."""
-    if error.diag.constraint_name not in ("users_username_key", "users_email_key"):
-        return error
-    return IdentityConflict(
-        "The username or email of this token belongs to another account. Ask an administrator to clear it up."
-    )
+def registering(database: Database, *statements: Statement) -> list[Rows]:
+    """Runs statements of which one may register the caller. Two first requests of one user may meet on the username:
+    the second try then finds the row; when it does not, the name is somebody else's. Raises IdentityConflict."""
+    try:
+        return database.round_trip(*statements)
+    except pg.UniqueViolation as error:
+        if error.diag.constraint_name not in _OF_AN_IDENTITY:
+            raise
+    try:
+        return database.round_trip(*statements)
+    except pg.UniqueViolation as error:
+        if error.diag.constraint_name not in _OF_AN_IDENTITY:
+            raise
+        raise IdentityConflict(
+            "The username or email of this token belongs to another account. Ask an administrator to clear it up."
+        ) from error
+
+
+def reading[T](read: Callable[[], T]) -> T:
+    """Reads once more when the connection broke in the middle: a read changes nothing. Raises DatabaseUnavailable."""
+    try:
+        return read()
+    except OutcomeUnknown:
+        pass
+    try:
+        return read()
+    except OutcomeUnknown as error:
+        raise DatabaseUnavailable from error
 
 
 def repeated_once(database: Database, *statements: Statement) -> list[Rows]:
@@ -82,7 +115,12 @@ def repeated_once(database: Database, *statements: Statement) -> list[Rows]:
     try:
         return database.round_trip(*statements)
     except OutcomeUnknown:
+        pass
+    try:
         return database.round_trip(*statements)
+    except DatabaseUnavailable as error:
+        # The first try may have committed: "nothing was changed" would not be true.
+        raise OutcomeUnknown from error
 
 
 def identity(caller: Caller) -> dict[str, Any]:

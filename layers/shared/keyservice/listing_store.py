@@ -5,10 +5,9 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from psycopg import errors as pg
 
 from keyservice.database import Database, Statement
-from keyservice.journal import identity, identity_conflict
+from keyservice.journal import identity, reading, registering
 from keyservice.models import Caller, ListQuery, ModelDetails
 
 
@@ -73,7 +72,7 @@ filtered AS NOT MATERIALIZED (
             WHEN k.revoked_at IS NOT NULL THEN 'revoked'
             WHEN k.sync_status = 'error' THEN 'error'
             WHEN k.expires_at <= now() THEN 'expired'
-            WHEN k.is_active THEN 'active'
+            WHEN coalesce(k.is_active, true) THEN 'active'
             ELSE 'revoked'
         END AS status
     FROM known
@@ -101,13 +100,20 @@ page AS (
 )
 SELECT
     caller.id AS caller_id,
-    coalesce(caller.is_active, true) AS is_caller_active,
+    coalesce(caller.is_active, false) AS is_caller_active,
     coalesce(%(total)s::bigint, (SELECT count(*) FROM filtered)) AS total,
-    page.id, page.user_id, page.key_prefix, page.created_at, page.status, page.name, page.subscription_id,
+    page.id, page.user_id, page.key_prefix, page.status, page.name, page.subscription_id,
+    coalesce(page.created_at, to_timestamp(0)) AS created_at,
     coalesce(page.is_active, true) AND page.revoked_at IS NULL
         AND (page.expires_at IS NULL OR page.expires_at > now()) AS is_active,
-    coalesce(page.current_spend, 0)::float8 AS current_spend, page.budget_duration, page.model_max_budget,
-    page.model_rpm_limit, page.model_tpm_limit, page.metadata, page.last_used_at, page.expires_at,
+    coalesce(page.current_spend, 0)::float8 AS current_spend, page.budget_duration,
+    -- Columns that others write may hold what we never would; one odd row must not hide the others.
+    CASE WHEN jsonb_typeof(page.model_max_budget) = 'object' THEN page.model_max_budget END AS model_max_budget,
+    CASE WHEN jsonb_typeof(page.model_rpm_limit) = 'object' THEN page.model_rpm_limit END AS model_rpm_limit,
+    CASE WHEN jsonb_typeof(page.model_tpm_limit) = 'object' THEN page.model_tpm_limit END AS model_tpm_limit,
+    CASE WHEN jsonb_typeof(page.metadata) = 'object' THEN page.metadata END AS metadata,
+    CASE WHEN isfinite(page.last_used_at) THEN page.last_used_at END AS last_used_at,
+    CASE WHEN isfinite(page.expires_at) THEN page.expires_at END AS expires_at,
     page.max_budget::float8 AS max_budget, page.soft_budget::float8 AS soft_budget, page.tpm_limit, page.rpm_limit,
     page.max_parallel_requests, page.last_sync_at,
     (
@@ -138,10 +144,7 @@ def list_keys(database: Database, caller: Caller, query: ListQuery) -> StoredPag
         "model_ids": query.model_ids,
         "subscription_id": query.subscription_id,
     }
-    try:
-        [rows] = database.round_trip(Statement(_LIST_KEYS, parameters))
-    except pg.UniqueViolation as error:
-        raise identity_conflict(error) from error
+    [rows] = reading(lambda: registering(database, Statement(_LIST_KEYS, parameters)))
     return StoredPage(
         user_id=rows[0]["caller_id"] if rows else None,
         is_caller_active=all(row["is_caller_active"] for row in rows),

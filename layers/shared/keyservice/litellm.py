@@ -5,10 +5,10 @@ Facts are of LiteLLM 1.106.0. After generate only hashes travel: LiteLLM takes t
 
 import re
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -35,6 +35,7 @@ _LITELLM_FIELDS = {
     "models": "modelIds",
     "metadata": "metadata",
 }
+_TIMED_OUT = (408, 499)  # somebody stopped waiting, which says nothing about the work
 _FIELD_NAMES = re.compile(rf"\b({'|'.join(_LITELLM_FIELDS)})\b")
 
 
@@ -78,6 +79,15 @@ class GatewayKeyPage(msgspec.Struct, frozen=True, kw_only=True):
     total_pages: int
 
 
+class _Answer(NamedTuple):
+    status_code: int
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode(errors="replace")
+
+
 class LiteLLM:
     """One keep-alive HTTP client; every method takes the Deadline by which it must have answered."""
 
@@ -101,7 +111,7 @@ class LiteLLM:
                 "max_budget": user.max_budget,
                 "tpm_limit": user.tpm_limit,
                 "rpm_limit": user.rpm_limit,
-                "budget_duration": user.budget_duration,
+                "budget_duration": _gateway_duration(user.budget_duration),
             }
         )
         answer = self._call("POST", "/user/new", body=body, deadline=deadline)
@@ -151,7 +161,7 @@ class LiteLLM:
         """Returns when LiteLLM says the key is gone (200) or never was (404). One hash per call: LiteLLM answers
         200 for a list of which it knew only one. A 404 that is not LiteLLM's own proves nothing."""
         answer = self._call("POST", "/key/delete", body={"keys": [token_hash]}, deadline=deadline)
-        if answer.status_code == 200 and token_hash in _json(answer).get("deleted_keys", []):
+        if answer.status_code == 200 and token_hash in (_json(answer).get("deleted_keys") or []):
             return
         if not _is_own_error(answer, 404):
             raise _trouble("key/delete", answer)
@@ -223,7 +233,7 @@ class LiteLLM:
         deadline: Deadline,
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
+    ) -> _Answer:
         answer = self._send(method, path, deadline=deadline, body=body, query=query)
         if answer.status_code == 401:
             # The master key may have been rotated. A 401 did nothing, so asking again is safe.
@@ -239,31 +249,43 @@ class LiteLLM:
         deadline: Deadline,
         body: Mapping[str, Any] | None,
         query: Mapping[str, str] | None,
-    ) -> httpx.Response:
+    ) -> _Answer:
         name = path.removeprefix("/")
         master_key = self._secret_values.field(self._secret_arn, "masterKey").reveal()
         remaining = deadline.remaining_seconds()
         if remaining <= 0:
             raise GatewayUnavailable(f"{name}: no time left", may_still_happen=False)
-        with _measured(), _translated(name):
-            return self._http.request(
+        with (
+            _measured(),
+            _translated(name),
+            self._http.stream(
                 method,
                 path,
                 params=query,
                 content=None if body is None else msgspec.json.encode(body),
                 headers={"authorization": f"Bearer {master_key}", "content-type": "application/json"},
                 timeout=httpx.Timeout(remaining, connect=min(CONNECT_TIMEOUT_SECONDS, remaining)),
-            )
+            ) as response,
+        ):
+            return _Answer(response.status_code, b"".join(_in_time(response.iter_bytes(), deadline)))
 
 
-async def is_ready(url: str) -> bool:
-    """Whether the LiteLLM behind the URL says that it and its database are ready; may be cancelled at any time."""
+def is_ready(url: str, *, timeout_seconds: float) -> bool:
+    """Whether the LiteLLM behind the URL says that it and its database are ready."""
     try:
-        async with httpx.AsyncClient(trust_env=False) as client:
-            answer = await client.get(f"{url}/health/readiness")
+        with httpx.Client(trust_env=False, timeout=timeout_seconds) as client:
+            answer = client.get(f"{url}/health/readiness")
     except httpx.HTTPError:
         return False
     return answer.status_code == 200
+
+
+def _in_time(chunks: Iterator[bytes], deadline: Deadline) -> Iterator[bytes]:
+    """httpx times out between two chunks; an answer that trickles in is given up here."""
+    for chunk in chunks:
+        if deadline.remaining_seconds() <= 0:
+            raise httpx.ReadTimeout("the answer took too long")
+        yield chunk
 
 
 class _KeyList(msgspec.Struct):
@@ -311,22 +333,23 @@ def _translated(name: str) -> Generator[None]:
         raise GatewayUnavailable(f"{name}: {type(error).__name__}", may_still_happen=True) from error
 
 
-def _trouble(name: str, answer: httpx.Response) -> GatewayUnavailable:
+def _trouble(name: str, answer: _Answer) -> GatewayUnavailable:
     """An answer that is neither success nor refusal. LiteLLM's own 4xx did nothing; a 5xx, or an answer that is
     not LiteLLM's (a load balancer's 404), says nothing about what happens behind it."""
     telemetry.count("LiteLLMFailures")
-    did_nothing = 400 <= answer.status_code < 500 and ("error" in _json(answer) or "detail" in _json(answer))
+    is_own = "error" in _json(answer) or "detail" in _json(answer)
+    did_nothing = is_own and 400 <= answer.status_code < 500 and answer.status_code not in _TIMED_OUT
     return GatewayUnavailable(f"{name}: answered {answer.status_code}", may_still_happen=not did_nothing)
 
 
-def _json(answer: httpx.Response) -> dict[str, Any]:
+def _json(answer: _Answer) -> dict[str, Any]:
     try:
         return msgspec.json.decode(answer.content, type=dict[str, Any])
     except msgspec.DecodeError:
         return {}
 
 
-def _part(answer: httpx.Response, name: str) -> dict[str, Any]:
+def _part(answer: _Answer, name: str) -> dict[str, Any]:
     """An object inside the answer's object; empty when there is none."""
     return _object(_json(answer).get(name))
 
@@ -335,12 +358,12 @@ def _object(value: object) -> dict[str, Any]:
     return msgspec.convert(value, dict[str, Any]) if isinstance(value, dict) else {}
 
 
-def _is_own_error(answer: httpx.Response, status: int) -> bool:
+def _is_own_error(answer: _Answer, status: int) -> bool:
     """LiteLLM's errors repeat their status as a string in error.code; a proxy's page in between does not."""
     return answer.status_code == status and _part(answer, "error").get("code") == str(status)
 
 
-def _is_our_trouble(answer: httpx.Response) -> bool:
+def _is_our_trouble(answer: _Answer) -> bool:
     """A 4xx that is about us, not about the key asked for.
 
     `{"detail": "..."}` with 403: the configured master key is a virtual key. `auth_error`: LiteLLM's database is
@@ -352,7 +375,7 @@ def _is_our_trouble(answer: httpx.Response) -> bool:
     return answer.status_code != 422 or "detail" not in _json(answer)
 
 
-def _refused_fields(answer: httpx.Response) -> list[str]:
+def _refused_fields(answer: _Answer) -> list[str]:
     """The request's fields that LiteLLM's answer names: its 422s locate them, its 400s only mention them."""
     return sorted({_LITELLM_FIELDS[name] for name in _FIELD_NAMES.findall(answer.text)})
 

@@ -15,7 +15,7 @@ type ModelId = Annotated[str, Meta(min_length=1, max_length=255)]
 type Money = Annotated[float, Meta(ge=0, le=_MAX_MONEY)]
 type Limit = Annotated[int, Meta(ge=0, le=_MAX_INTEGER)]
 # LiteLLM 1.106.0 takes daily, weekly, monthly, 1mo and N s/m/h/d/w; of `yearly` it knows only 365d (see litellm.py).
-type BudgetDuration = Annotated[str, Meta(pattern=r"^(daily|weekly|monthly|yearly|1mo|[1-9][0-9]{0,4}[smhdw])$")]
+type BudgetDuration = Annotated[str, Meta(pattern=r"^(daily|weekly|monthly|yearly|1mo|[1-9][0-9]{0,4}[smhdw])\Z")]
 
 
 class Deadline:
@@ -148,6 +148,14 @@ class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
     body_fingerprint: str
 
 
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """One secret of a key, known by its hash. `is_safe`: as of the claim, so before LiteLLM is told to delete it, no
+    unanswered generate could make it any more; only then does LiteLLM's 200 or 404 prove that it is gone for ever."""
+
+    hash: str
+    is_safe: bool
+
+
 class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
     """A delete that T1 has committed: the key is off in the database; LiteLLM has to forget these tokens."""
 
@@ -155,7 +163,7 @@ class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     api_key_id: UUID
     user_id: UUID
-    token_hashes: list[str]
+    tokens: list[Token]
 
 
 class DeletedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -191,30 +199,30 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A key in a list; the field order and the empty values are LiteMaaS's own."""
+    """A key in a list: LiteMaaS's fields in its order, with its empty values; then what this service adds."""
 
     id: UUID
-    user_id: UUID
     key_prefix: str
     models: list[str]
     created_at: str
     is_active: bool
-    status: str
     name: str
     model_details: list[ModelDetails]
+    subscription_id: UUID | UnsetType = UNSET
+    last_used_at: str | UnsetType = UNSET
+    expires_at: str | UnsetType = UNSET
+    max_budget: float | UnsetType = UNSET
     current_spend: float
+    tpm_limit: int | UnsetType = UNSET
+    rpm_limit: int | UnsetType = UNSET
     budget_duration: str
     model_max_budget: dict[str, Any]
     model_rpm_limit: dict[str, Any]
     model_tpm_limit: dict[str, Any]
     metadata: dict[str, Any]
-    subscription_id: UUID | UnsetType = UNSET
-    last_used_at: str | UnsetType = UNSET
-    expires_at: str | UnsetType = UNSET
-    max_budget: float | UnsetType = UNSET
+    user_id: UUID
+    status: str
     soft_budget: float | UnsetType = UNSET
-    tpm_limit: int | UnsetType = UNSET
-    rpm_limit: int | UnsetType = UNSET
     max_parallel_requests: int | UnsetType = UNSET
     spend_as_of: str | UnsetType = UNSET
 

@@ -77,7 +77,7 @@ def _require(standing: store.Standing, roles: frozenset[str]) -> None:
     telemetry.identify(user_id=standing.user_id)
     if not standing.is_active:
         raise Forbidden("This account is not active. Ask an administrator.")
-    if standing.user_id is None or not roles & standing.roles:
+    if not roles & standing.roles:
         raise Forbidden("This needs an administrator's role.")
 
 

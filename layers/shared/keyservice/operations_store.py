@@ -7,6 +7,7 @@ from uuid import UUID
 import msgspec
 
 from keyservice.database import Database, Statement
+from keyservice.journal import audited, reading
 from keyservice.models import Caller, OperationQuery
 
 
@@ -34,8 +35,12 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _LIST_OPERATIONS = """/* list_operations */
-WITH caller AS (
+WITH known AS (
     SELECT id, is_active, roles FROM users WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+),
+caller AS (
+    -- One who has no row yet is what the token says.
+    SELECT * FROM known UNION ALL SELECT NULL, true, '{}' WHERE NOT EXISTS (SELECT FROM known)
 ),
 page AS (
     SELECT o.* FROM api_key_operations AS o
@@ -71,14 +76,18 @@ def list_operations(
         "after_created_at": query.cursor and query.cursor.created_at,
         "after_id": query.cursor and query.cursor.id,
     }
-    [rows] = database.round_trip(Statement(_LIST_OPERATIONS, parameters))
-    standing = _standing(rows[0] if rows else None, caller)
+    [rows] = reading(lambda: database.round_trip(Statement(_LIST_OPERATIONS, parameters)))
+    standing = _standing(rows[0], caller)
     return standing, [msgspec.convert(row, StoredOperation) for row in rows if row["id"] is not None]
 
 
 _RETRY_OPERATION = """/* retry_operation */
-WITH caller AS (
+WITH known AS (
     SELECT id, is_active, roles FROM users WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+),
+caller AS (
+    -- One who has no row yet is what the token says.
+    SELECT * FROM known UNION ALL SELECT NULL, true, '{}' WHERE NOT EXISTS (SELECT FROM known)
 ),
 found AS (
     SELECT o.id, o.state FROM api_key_operations AS o WHERE o.id = %(operation_id)s
@@ -88,7 +97,14 @@ due AS (
     FROM found, caller
     WHERE o.id = found.id AND o.state = 'pending'
     AND caller.is_active AND 'admin' = ANY (caller.roles || %(claimed_roles)s::text[])
-    RETURNING o.id
+    RETURNING o.id, o.api_key_id, caller.id AS caller_id
+),
+audited AS (
+    INSERT INTO audit_logs (user_id, action, resource_type, resource_id, ip_address, user_agent, success, metadata)
+    SELECT
+        due.caller_id, 'API_KEY_OPERATION_RETRY', 'API_KEY', due.api_key_id, %(ip_address)s::inet, %(user_agent)s, true,
+        jsonb_build_object('requestId', %(request_id)s::text, 'operationId', due.id)
+    FROM due
 )
 SELECT
     caller.id AS caller_id, caller.is_active AS is_caller_active, caller.roles AS caller_roles,
@@ -107,14 +123,13 @@ def retry_operation(
         "subject": caller.subject,
         "claimed_roles": list(caller.roles),
         "operation_id": operation_id,
+        **audited(caller.actor),
     }
     [rows] = database.round_trip(Statement(_RETRY_OPERATION, parameters))
-    return _standing(rows[0] if rows else None, caller), rows[0]["outcome"] if rows else "missing"
+    return _standing(rows[0], caller), rows[0]["outcome"]
 
 
-def _standing(row: dict[str, Any] | None, caller: Caller) -> Standing:
-    if row is None:
-        return Standing(user_id=None, is_active=True, roles=frozenset(caller.roles))
+def _standing(row: dict[str, Any], caller: Caller) -> Standing:
     return Standing(
         user_id=row["caller_id"],
         is_active=bool(row["is_caller_active"]),

@@ -106,7 +106,8 @@ def _require_role(cursor: psycopg.Cursor[DictRow], app_user: str) -> None:
 
 # No DDL; the audit log can be read and appended to, never rewritten.
 _GRANTS: tuple[LiteralString, ...] = (
-    "GRANT SELECT, INSERT, UPDATE ON users TO {role}",
+    "GRANT SELECT, INSERT ON users TO {role}",
+    "GRANT UPDATE (full_name, last_login_at, sync_status) ON users TO {role}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON api_keys, api_key_models TO {role}",
     "GRANT SELECT ON subscriptions, teams, team_members, system_settings TO {role}",
     "GRANT SELECT, INSERT ON models TO {role}",

@@ -55,7 +55,9 @@ class SecretValues:
 
         try:
             answer = self._connected().get_secret_value(SecretId=arn)
-            return msgspec.json.decode(answer["SecretString"], type=dict[str, str], strict=False)
+            fields = msgspec.json.decode(answer["SecretString"], type=dict[str, str | int | float | bool | None])
+            # A secret that RDS made has its port as a number.
+            return {name: str(value) for name, value in fields.items()}
         except (BotoCoreError, ClientError, KeyError, msgspec.DecodeError) as error:
             raise SecretUnavailable from error
 

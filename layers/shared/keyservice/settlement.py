@@ -77,9 +77,9 @@ class Settlement:
         """Whether the operation is over. One that is not stays, with the reason, for its next attempt."""
         deadline = Deadline(self._rules.gateway_seconds)
         try:
-            for token_hash in claimed.token_hashes:
-                self._litellm.delete(token_hash, deadline=deadline)
-            if self._finish(claimed):
+            for token in claimed.tokens:
+                self._litellm.delete(token.hash, deadline=deadline)
+            if all(token.is_safe for token in claimed.tokens) and self._finish(claimed):
                 return True
         except Unavailable as trouble:
             self._release(claimed, journal.reason(trouble), waits_for_drain=False)
@@ -101,7 +101,7 @@ class Settlement:
             operation_id=claimed.operation_id,
             epoch=claimed.epoch,
             api_key_id=claimed.api_key_id,
-            gone_hashes=claimed.token_hashes,
+            gone_hashes=[token.hash for token in claimed.tokens],
         )
         return deleted_at is not None
 

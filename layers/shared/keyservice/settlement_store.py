@@ -6,19 +6,20 @@ from uuid import UUID
 import msgspec
 
 from keyservice.database import Database, Statement
+from keyservice.models import Token
 
 SYSTEM_USER = "00000000-0000-0000-0000-000000000001"
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
-    """An operation that is ours until its lease ends, and the hashes that LiteLLM has to forget for it."""
+    """An operation that is ours until its lease ends, and the tokens that LiteLLM has to forget for it."""
 
     operation_id: UUID
     epoch: int
     kind: Literal["create", "delete"]
     api_key_id: UUID
     attempts: int
-    token_hashes: list[str]
+    tokens: list[Token]
 
 
 class JournalState(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,11 +55,14 @@ claimed AS (
 )
 SELECT
     claimed.id AS operation_id, claimed.epoch, claimed.kind, claimed.api_key_id, claimed.attempts,
-    ARRAY(
-        SELECT t.hash FROM api_key_tokens AS t
+    (
+        SELECT coalesce(
+            jsonb_agg(jsonb_build_object('hash', t.hash, 'is_safe', coalesce(t.unsafe_until <= now(), true))), '[]'
+        )
+        FROM api_key_tokens AS t
         WHERE t.api_key_id = claimed.api_key_id AND t.state <> 'dead'
         AND (claimed.kind = 'delete' OR t.hash = claimed.token_hash)
-    ) AS token_hashes
+    ) AS tokens
 FROM claimed"""
 
 
@@ -116,8 +120,10 @@ adopted AS (
     SELECT expired.key_hash, expired.id, expired.user_id, expired.litellm_key_alias, 'condemned'
     FROM expired
     JOIN begun ON begun.api_key_id = expired.id
-    WHERE NOT EXISTS (SELECT FROM api_key_tokens AS t WHERE t.api_key_id = expired.id)
-    ON CONFLICT (hash) DO NOTHING
+    WHERE NOT EXISTS (
+        SELECT FROM api_key_tokens AS t WHERE t.api_key_id = expired.id AND t.hash = expired.key_hash
+    )
+    ON CONFLICT (hash) DO UPDATE SET api_key_id = EXCLUDED.api_key_id, state = 'condemned', updated_at = now()
 )
 SELECT count(*) AS keys FROM begun"""
 

@@ -11,6 +11,8 @@ metrics = Metrics()
 
 # httpx writes an INFO line with the URL for every call; the request line of `endpoint` is the only one we want.
 logging.getLogger("httpx").setLevel(logging.WARNING)
+# psycopg warns, naming host and user, of what it then raises anyway.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def count(name: str) -> None:
@@ -30,6 +32,11 @@ def identify(*, user_id: object = None, key_id: object = None) -> None:
     """Puts the ids, of rows the service has found to exist, into the request's line."""
     known = {"user_id": user_id, "key_id": key_id}
     logger.append_keys(**{name: str(value) for name, value in known.items() if value is not None})
+
+
+def explain(reason: str) -> None:
+    """Puts into the request's line why the operation had to be left pending."""
+    logger.append_keys(reason=reason)
 
 
 def write_request(*, operation: str, outcome: str, duration_ms: float) -> None:

@@ -128,6 +128,7 @@ def migrate_schema() -> "Migrated":
     from keyservice.schema import migrate
 
     with connect(settings().database, secret_values()) as connection:
+        connection.statement_timeout_seconds = None  # an index of a large table may need minutes
         return migrate(
             connection,
             app_user=settings().text("DATABASE_APP_USER"),

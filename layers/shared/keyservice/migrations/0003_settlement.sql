@@ -1,5 +1,8 @@
 -- What settling needs: rows that vanish take their LiteLLM keys with them, and expired keys are found by an index.
 
+CREATE INDEX api_key_operations_to_show ON api_key_operations (state, created_at, id)
+    WHERE state IN ('pending', 'failed');
+
 CREATE INDEX api_keys_to_expire ON api_keys (expires_at) WHERE is_active AND revoked_at IS NULL;
 
 -- LiteMaaS, a cascade or a hand at psql removes a row without asking the service. What the row stood for in LiteLLM is
@@ -10,17 +13,16 @@ CREATE FUNCTION keyservice_condemn_tokens() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
 AS $$
 BEGIN
-    -- A key of LiteMaaS's own making has no token of ours; its hash is LiteLLM's token id all the same.
+    -- A key that LiteMaaS made, or gave another secret, has no token of ours; its hash is LiteLLM's token id all the same.
     IF OLD.key_hash ~ '^[0-9a-f]{64}$'
-        AND NOT EXISTS (SELECT FROM api_key_tokens WHERE api_key_id = OLD.id)
+        AND NOT EXISTS (SELECT FROM api_key_tokens WHERE api_key_id = OLD.id AND hash = OLD.key_hash)
     THEN
         INSERT INTO api_key_tokens (hash, api_key_id, user_id, alias, state)
         VALUES (OLD.key_hash, OLD.id, OLD.user_id, OLD.litellm_key_alias, 'condemned')
-        ON CONFLICT (hash) DO NOTHING;
-    ELSE
-        UPDATE api_key_tokens SET state = 'condemned', updated_at = now()
-        WHERE api_key_id = OLD.id AND state IN ('intended', 'live', 'retiring');
+        ON CONFLICT (hash) DO UPDATE SET api_key_id = EXCLUDED.api_key_id, state = 'condemned', updated_at = now();
     END IF;
+    UPDATE api_key_tokens SET state = 'condemned', updated_at = now()
+    WHERE api_key_id = OLD.id AND state IN ('intended', 'live', 'retiring');
     IF EXISTS (SELECT FROM api_key_tokens WHERE api_key_id = OLD.id AND state <> 'dead') THEN
         INSERT INTO api_key_operations (
             id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, request, key_name, key_prefix, models

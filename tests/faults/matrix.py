@@ -193,7 +193,7 @@ def _unkept(
     if variant == "repeat" and not _succeeded(scenario, answers[-1]):
         said = [answer.status_code for answer in answers if isinstance(answer, httpx.Response)]
         yield f"repeating never succeeded: {said}"
-    rows = situation.person.keys()
+    rows = rig.keys_of(situation.person)
     keys = situation.person.gateway_keys()
     if len(rows) > 1 or len(keys) > 1:
         yield f"{len(rows)} rows and {len(keys)} LiteLLM keys came of one request"

@@ -135,6 +135,13 @@ class Rig(Service):
             self.rows("UPDATE users SET sync_status = 'synced' WHERE oauth_id = %(subject)s", subject=person.subject)
         return person
 
+    def keys_of(self, person: Person) -> list[Row]:
+        """The rows, newest first."""
+        return self.rows(
+            "SELECT * FROM api_keys WHERE user_id = %(user_id)s ORDER BY created_at DESC",
+            user_id=self.user_ids[person.subject],
+        )
+
     def create(
         self, person: Person, body: Row, *, idempotency_key: str | None = None, is_alone: bool = True
     ) -> httpx.Response:

@@ -51,7 +51,7 @@ class Situation:
         broken = self.rig.gateway_faults.inject(GENERATE, fault)  # pyright: ignore[reportArgumentType]
         assert self.create().status_code == 503
         assert broken.hits == 1
-        self.key_id = str(self.person.keys()[0]["id"])
+        self.key_id = str(self.rig.keys_of(self.person)[0]["id"])
         self.rig.pass_time(LEASE_SECONDS)
         return self
 

@@ -19,21 +19,13 @@ OTHER_PATHS = {"/model/info", "/key/list", "/health/readiness"}
 
 @pytest.fixture(scope="session")
 def steps_of(shared_rig: Rig) -> dict[str, list[Step]]:
-    import os
-
-    return {
-        name: record_steps(shared_rig, scenario)
-        for name, scenario in SCENARIOS.items()
-        if not (os.environ.get("SKIP2") and "subscription" in name)
-    }
+    return {name: record_steps(shared_rig, scenario) for name, scenario in SCENARIOS.items()}
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_nothing_is_lost_whatever_breaks(rig: Rig, steps_of: dict[str, list[Step]], name: str) -> None:
     scenario = SCENARIOS[name]
-    if name not in steps_of:
-        return
     found: list[str] = []
 
     for step, fault_name, fault, variant in cells(steps_of[name], scenario, thorough=is_thorough()):

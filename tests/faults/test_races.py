@@ -112,7 +112,7 @@ def test_delete_before_the_create_reached_litellm_leaves_no_key(rig: Rig, alice:
 
     with started(lambda: rig.create(alice, BODY, is_alone=False)) as creating:
         generate.wait_for_arrival()
-        deleted = rig.delete(alice, str(alice.keys()[0]["id"]))
+        deleted = rig.delete(alice, str(rig.keys_of(alice)[0]["id"]))
         generate.let_go()
 
     # LiteLLM knew nothing of the key: that proves nothing yet.

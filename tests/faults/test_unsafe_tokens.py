@@ -14,7 +14,7 @@ def test_create_that_overtakes_its_own_delete_leaves_no_key(rig: Rig, alice: Per
 
     with started(lambda: rig.create(alice, BODY, is_alone=False)) as creating:
         generate.wait_for_arrival()
-        key_id = str(alice.keys()[0]["id"])
+        key_id = str(rig.keys_of(alice)[0]["id"])
         with started(lambda: rig.delete(alice, key_id)) as deleting:
             delete.wait_for_arrival()
             generate.let_go()
@@ -35,7 +35,7 @@ def test_settling_while_the_create_goes_on_leaves_no_key(rig: Rig, alice: Person
 
     with started(lambda: rig.create(alice, BODY, is_alone=False)) as creating:
         generate.wait_for_arrival()
-        key_id = str(alice.keys()[0]["id"])
+        key_id = str(rig.keys_of(alice)[0]["id"])
         assert rig.delete(alice, key_id).status_code == 202
         rig.rows("UPDATE api_key_operations SET next_attempt_at = now() WHERE api_key_id = %(key_id)s", key_id=key_id)
         rig.gateway_faults.inject(DELETE, "call_after", call=delete.hold)

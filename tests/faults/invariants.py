@@ -138,11 +138,15 @@ def _one_audit_record(_rig: Rig, snapshot: Snapshot) -> Iterator[str]:
             if record["resource_id"] != str(operation["api_key_id"]):
                 yield f"{named} is recorded for {record['resource_id']}"
     done = Counter(
-        (operation["kind"], str(operation["api_key_id"]))
+        # An expired key whose row was kept may be deleted by its owner later.
+        (
+            "expiry" if operation["request"].get("reason") == "expired" else operation["kind"],
+            str(operation["api_key_id"]),
+        )
         for operation in snapshot.operations.values()
         if operation["state"] == "done"
     )
-    yield from (f"{key_id} has {count} finished {kind}s" for (kind, key_id), count in done.items() if count > 1)
+    yield from (f"{key_id}: {count} finished operations {kind}" for (kind, key_id), count in done.items() if count > 1)
     for issued in snapshot.issued:
         if done["create", issued.key_id] != 1:
             yield f"{issued.key_id} was issued without a finished create"

@@ -72,6 +72,7 @@ VARIANTS: Sequence[Variant] = ("repeat", "settle")
 
 def record_steps(rig: Rig, scenario: Scenario) -> list[Step]:
     """What an undisturbed run does. Again when the machine is so busy that it does not end as the scenario says."""
+    answer: object = None
     for _ in range(ATTEMPTS):
         situation = scenario.begin(rig)
         rig.gateway_faults.forget_calls()

@@ -20,7 +20,7 @@ ARGS ?=
 # The LiteLLM of a person's shell must not slip into tests that start the stand-in.
 ON_STAND_IN := env -u LITELLM_URL -u LITELLM_MASTER_KEY
 
-.PHONY: help demo dev test check contract build lock clean
+.PHONY: help demo dev test check contract faults build lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,14 @@ contract: .venv/ready ## the LiteLLM contract suite, on the stand-in and on a re
 	@$(ON_STAND_IN) $(PYTHON) -m pytest tests/contract
 	@echo "== a real LiteLLM"
 	@.ci/with-litellm $(PYTHON) -m pytest tests/contract
+
+faults: .venv/ready ## break everything at every step, then walk on while it breaks; on the stand-in and on a real LiteLLM
+	@echo "== races"
+	@$(ON_STAND_IN) $(PYTHON) -m pytest tests/faults/test_races.py tests/faults/test_unsafe_tokens.py tests/faults/test_invariants.py
+	@echo "== the stand-in"
+	@$(ON_STAND_IN) $(PYTHON) -m tests.faults.report $(ARGS)
+	@echo "== a real LiteLLM"
+	@.ci/with-litellm $(PYTHON) -m tests.faults.report --quick --operations 500 $(ARGS)
 
 build: .venv/ready .tools/sam/ready ## what goes to AWS, in .aws-sam/
 	@.ci/build

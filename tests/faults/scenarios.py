@@ -1,0 +1,314 @@
+"""The operations under test, each from the moment before it begins. A new operation joins by an entry in SCENARIOS."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httpx
+
+from tests.e2e.service import Person, Row
+from tests.faults.rig import DRAIN_SECONDS, LEASE_SECONDS, RESUME_SECONDS, Rig
+
+GENERATE = "/key/generate"
+DELETE = "/key/delete"
+INFO = "/key/info"
+
+REFUSAL = {"error": {"message": "no", "type": "bad_request_error", "param": "None", "code": "400"}}
+
+
+@dataclass
+class Situation:
+    """Somebody, with what they have and what they ask for."""
+
+    rig: Rig
+    person: Person
+    body: Row = field(
+        default_factory=lambda: {
+            "modelIds": ["gpt-4o", "gpt-4o-mini"],
+            "name": "matrix",
+            "maxBudget": 12.5,
+            "tpmLimit": 1000,
+            "expiresAt": "2033-03-03T03:03:03Z",
+        }
+    )
+    idempotency_key: str = field(default_factory=lambda: str(uuid.uuid4()))
+    key_id: str = ""
+
+    def create(self) -> httpx.Response:
+        return self.rig.create(self.person, self.body, idempotency_key=self.idempotency_key)
+
+    def delete(self) -> httpx.Response:
+        return self.rig.delete(self.person, self.key_id)
+
+    def has_key(self) -> "Situation":
+        answer = self.create()
+        assert answer.status_code == 201, answer.text
+        self.key_id = answer.json()["id"]
+        return self
+
+    def has_unfinished_create(self, fault: str) -> "Situation":
+        """Its generate met the fault, and so it waits to be resumed or undone."""
+        broken = self.rig.gateway_faults.inject(GENERATE, fault)  # pyright: ignore[reportArgumentType]
+        assert self.create().status_code == 503
+        assert broken.hits == 1
+        self.key_id = str(self.rig.keys_of(self.person)[0]["id"])
+        self.rig.pass_time(LEASE_SECONDS)
+        return self
+
+    def has_unfinished_delete(self) -> "Situation":
+        self.has_key()
+        broken = self.rig.gateway_faults.inject(DELETE, "reset_before")
+        assert self.delete().status_code == 202
+        assert broken.hits == 1
+        self.rig.pass_time(LEASE_SECONDS)
+        return self
+
+    def loses_subscription(self) -> None:
+        self.rig.rows(
+            "UPDATE subscriptions SET status = 'cancelled' WHERE user_id = %(user_id)s AND model_id = 'gpt-4o'",
+            user_id=self.person.user_id,
+        )
+
+    def loses_row(self) -> "Situation":
+        self.rig.rows("DELETE FROM api_keys WHERE id = %(key_id)s", key_id=self.key_id)
+        return self
+
+    def expires(self) -> "Situation":
+        self.rig.rows("UPDATE api_keys SET expires_at = now() WHERE id = %(key_id)s", key_id=self.key_id)
+        return self
+
+    def is_altered_in_gateway(self) -> "Situation":
+        [token_hash] = self.person.gateway_keys()
+        answer = self.rig.gateway("POST", "/key/update", json={"key": token_hash, "tpm_limit": 7})
+        assert answer.status_code == 200, answer.text
+        return self
+
+    def waits_for(self, seconds: float) -> "Situation":
+        self.rig.pass_time(seconds)
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """`act` is the one request or run whose steps are broken one by one; without a fault it ends with `answer`.
+
+    `repeat` is what its caller does after a fault, None when nobody repeats it. `succeeds` are the answers that end the
+    repeating; `only` the steps that are new in this scenario: the others are broken in another one.
+    """
+
+    function: str
+    begin: Callable[[Rig], Situation]
+    act: Callable[[Situation], object]
+    answer: int | None
+    repeat: Callable[[Situation], httpx.Response] | None = None
+    succeeds: tuple[int, ...] = ()
+    is_there_after_repeating: bool | None = None
+    """Whether the key has to work once the caller has repeated the request until it succeeded."""
+    only: frozenset[str] | None = None
+
+
+def _known(rig: Rig) -> Situation:
+    return Situation(rig, rig.newcomer())
+
+
+def _unknown(rig: Rig) -> Situation:
+    return Situation(rig, rig.newcomer(is_synced=False))
+
+
+def _settle(situation: Situation) -> object:
+    return situation.rig.settle()
+
+
+def _create(situation: Situation) -> httpx.Response:
+    return situation.create()
+
+
+def _delete(situation: Situation) -> httpx.Response:
+    return situation.delete()
+
+
+def _create_refused(situation: Situation) -> httpx.Response:
+    situation.rig.gateway_faults.inject(GENERATE, "status", status=400, body=REFUSAL)
+    return situation.create()
+
+
+def _create_disentitled(situation: Situation) -> httpx.Response:
+    situation.rig.gateway_faults.inject(GENERATE, "call_before", call=situation.loses_subscription)
+    return situation.create()
+
+
+def _create_unconfirmed(situation: Situation) -> httpx.Response:
+    situation.rig.gateway_faults.inject(GENERATE, "status", status=500)
+    return situation.create()
+
+
+def _create_with_lost_t1(situation: Situation) -> httpx.Response:
+    situation.rig.database_faults.cut_after("begin_create")
+    return situation.create()
+
+
+def _delete_unconfirmed(situation: Situation) -> httpx.Response:
+    situation.rig.gateway_faults.inject(DELETE, "status", status=500)
+    return situation.delete()
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "a user's first create": Scenario(
+        function="CreateApiKey",
+        begin=_unknown,
+        act=_create,
+        answer=201,
+        repeat=_create,
+        succeeds=(201,),
+        is_there_after_repeating=True,
+    ),
+    "a create": Scenario(
+        function="CreateApiKey",
+        begin=_known,
+        act=_create,
+        answer=201,
+        repeat=_create,
+        succeeds=(201,),
+        is_there_after_repeating=True,
+    ),
+    "a create whose T1 was lost": Scenario(
+        function="CreateApiKey",
+        begin=_known,
+        act=_create_with_lost_t1,
+        answer=201,
+        repeat=_create,
+        succeeds=(201,),
+        is_there_after_repeating=True,
+        only=frozenset({"read_create"}),
+    ),
+    "a create without an answer": Scenario(
+        function="CreateApiKey",
+        begin=_known,
+        act=_create_unconfirmed,
+        answer=503,
+        repeat=_create,
+        succeeds=(201,),
+        is_there_after_repeating=True,
+        only=frozenset({"release"}),
+    ),
+    "a create that LiteLLM refuses": Scenario(
+        function="CreateApiKey",
+        begin=_known,
+        act=_create_refused,
+        answer=400,
+        repeat=_create,
+        succeeds=(201,),
+        is_there_after_repeating=True,
+        only=frozenset({INFO, "finish_undo"}),
+    ),
+    "a create whose subscription ends": Scenario(
+        function="CreateApiKey",
+        begin=_known,
+        act=_create_disentitled,
+        answer=400,
+        repeat=_create,
+        succeeds=(400, 409),  # 409 while the undo waits for settle_operations
+        is_there_after_repeating=False,
+        only=frozenset({"finish_create", DELETE, "finish_undo"}),
+    ),
+    "a resumed create that was made": Scenario(
+        function="CreateApiKey",
+        begin=lambda rig: _known(rig).has_unfinished_create("reset_after"),
+        act=_create,
+        answer=201,
+        repeat=_create,
+        succeeds=(201,),
+        is_there_after_repeating=True,
+    ),
+    "a resumed create that was not made": Scenario(
+        function="CreateApiKey",
+        begin=lambda rig: _known(rig).has_unfinished_create("reset_before"),
+        act=_create,
+        answer=201,
+        repeat=_create,
+        succeeds=(201,),
+        is_there_after_repeating=True,
+        only=frozenset({GENERATE, INFO, "finish_create"}),
+    ),
+    "a resumed create that differs": Scenario(
+        function="CreateApiKey",
+        begin=lambda rig: _known(rig).has_unfinished_create("reset_after").is_altered_in_gateway(),
+        act=_create,
+        answer=201,
+        repeat=_create,
+        succeeds=(201,),
+        is_there_after_repeating=True,
+        only=frozenset({"/key/update", "finish_create"}),
+    ),
+    "a delete": Scenario(
+        function="DeleteApiKey",
+        begin=lambda rig: _known(rig).has_key(),
+        act=_delete,
+        answer=200,
+        repeat=_delete,
+        succeeds=(200, 404),
+        is_there_after_repeating=False,
+    ),
+    "a delete without an answer": Scenario(
+        function="DeleteApiKey",
+        begin=lambda rig: _known(rig).has_key(),
+        act=_delete_unconfirmed,
+        answer=202,
+        repeat=_delete,
+        succeeds=(200, 404),
+        is_there_after_repeating=False,
+        only=frozenset({"release"}),
+    ),
+    "a repeated delete": Scenario(
+        function="DeleteApiKey",
+        begin=lambda rig: _known(rig).has_unfinished_delete(),
+        act=_delete,
+        answer=200,
+        repeat=_delete,
+        succeeds=(200, 404),
+        is_there_after_repeating=False,
+    ),
+    "a delete of an unfinished create": Scenario(
+        function="DeleteApiKey",
+        begin=lambda rig: _known(rig).has_unfinished_create("reset_after"),
+        act=_delete,
+        answer=202,
+        repeat=_delete,
+        succeeds=(200, 404, 202),
+        is_there_after_repeating=False,
+    ),
+    "settling a delete": Scenario(
+        function="SettleOperations",
+        begin=lambda rig: _known(rig).has_unfinished_delete(),
+        act=_settle,
+        answer=None,
+    ),
+    "undoing a create": Scenario(
+        function="SettleOperations",
+        begin=lambda rig: _known(rig).has_unfinished_create("reset_after").waits_for(RESUME_SECONDS + DRAIN_SECONDS),
+        act=_settle,
+        answer=None,
+        only=frozenset({"claim_due", DELETE, "finish_undo"}),
+    ),
+    "undoing a create that may still be made": Scenario(
+        function="SettleOperations",
+        begin=lambda rig: _known(rig).has_unfinished_create("reset_before").waits_for(RESUME_SECONDS),
+        act=_settle,
+        answer=None,
+        only=frozenset({"claim_due", DELETE, "finish_undo", "release"}),
+    ),
+    "expiring a key": Scenario(
+        function="SettleOperations",
+        begin=lambda rig: _known(rig).has_key().expires(),
+        act=_settle,
+        answer=None,
+        only=frozenset({"begin_expiry", "claim_due", DELETE, "finish_delete"}),
+    ),
+    "following a row that vanished": Scenario(
+        function="SettleOperations",
+        begin=lambda rig: _known(rig).has_key().loses_row(),
+        act=_settle,
+        answer=None,
+        only=frozenset({"claim_due", DELETE, "finish_delete"}),
+    ),
+}

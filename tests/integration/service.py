@@ -1,8 +1,10 @@
 """How the integration tests drive the service's classes, and look at both systems afterwards."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Barrier
 from types import TracebackType
 from typing import Any, LiteralString, Self
 from uuid import UUID
@@ -16,6 +18,7 @@ from keyservice import database as keyservice_database
 from keyservice.creation import CreateRules, KeyCreation
 from keyservice.deletion import DeleteRules, KeyDeletion
 from keyservice.derivation import KeyDeriver
+from keyservice.errors import ServiceError
 from keyservice.listing import KeyListing
 from keyservice.litellm import LiteLLM
 from keyservice.models import (
@@ -71,16 +74,31 @@ class Traces:
     """action, success; oldest first"""
 
 
-def caller(name: str = "alice") -> Caller:
+def caller(name: str = "alice", *, roles: Sequence[str] = ("user",)) -> Caller:
     return Caller(
         provider="openshift",
         subject=name,
         username=name,
         email=f"{name}@example.com",
         full_name=None,
-        roles=("user",),
+        roles=tuple(roles),
         actor=Actor(ip_address="203.0.113.9", user_agent="test/1.0", request_id=f"request-of-{name}"),
     )
+
+
+def all_at_once(works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What each returns, or the ServiceError it raises; all start at the same moment."""
+    barrier = Barrier(len(works))
+
+    def outcome(work: Callable[[], Any]) -> Any:
+        barrier.wait(30)
+        try:
+            return work()
+        except ServiceError as error:
+            return error
+
+    with ThreadPoolExecutor(len(works)) as threads:
+        return list(threads.map(outcome, works))
 
 
 def hash_of(secret: str) -> str:

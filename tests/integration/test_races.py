@@ -1,32 +1,13 @@
 """What many do at once: limits hold, and each change happens and is audited once."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
-from typing import Any
 from uuid import uuid4
 
 from keyservice import deletion_store
-from keyservice.errors import InvalidRequest, NotFound, ServiceError
+from keyservice.errors import InvalidRequest, NotFound
 from keyservice.models import Creation, Deadline, DeletedKey, NewApiKey, PendingDelete, PendingDeletion
 from keyservice.schema import migrate
 from local.roles import APP, MIGRATOR
-from tests.integration.service import Service, Traces, caller
-
-
-def all_at_once(works: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What each returns, or the ServiceError it raises; all start at the same moment."""
-    barrier = Barrier(len(works))
-
-    def outcome(work: Callable[[], Any]) -> Any:
-        barrier.wait(30)
-        try:
-            return work()
-        except ServiceError as error:
-            return error
-
-    with ThreadPoolExecutor(len(works)) as threads:
-        return list(threads.map(outcome, works))
+from tests.integration.service import Service, Traces, all_at_once, caller
 
 
 def test_thirty_creates_at_once_make_exactly_ten_keys(service: Service):

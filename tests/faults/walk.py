@@ -204,7 +204,7 @@ class Chapter:
         person, key_id = target
         self.doubt(key_id)
         deletes: list[Callable[[], object]] = [lambda: self.rig.delete(person, key_id)] * chance.randint(2, 4)
-        answers = self.together(*deletes, self.rig.settle)
+        answers = self.together(*deletes, self.rig.try_to_settle)
         for answer in answers:
             if isinstance(answer, httpx.Response):
                 self.hear_delete(key_id, answer)
@@ -250,11 +250,11 @@ class Chapter:
 
     def settle(self, _chance: random.Random) -> None:
         self.operations["settle"] += 1
-        self.rig.settle()
+        self.rig.try_to_settle()
 
     def settle_twice_at_once(self, _chance: random.Random) -> None:
         self.operations["settle"] += 2
-        self.together(self.rig.settle, self.rig.settle)
+        self.together(self.rig.try_to_settle, self.rig.try_to_settle)
 
     def wait(self, chance: random.Random) -> None:
         seconds = chance.choice([5, LEASE_SECONDS, LEASE_SECONDS, RESUME_SECONDS, DRAIN_SECONDS])
@@ -354,7 +354,7 @@ class Chapter:
     def kill_idle_workers(self, chance: random.Random) -> None:
         function = chance.choice(["CreateApiKey", "DeleteApiKey", SETTLER])
         self.rig.injected["SIGKILL between requests", function] += 1
-        self.rig.kill_workers(function)()
+        self.rig.killer_of(function)()
 
     # What the model makes of an answer.
 
@@ -469,7 +469,7 @@ class Chapter:
                     [_weight(fault) for fault in FAULTS[step.system].values()],
                 )[0]
                 fault = FAULTS[step.system][kind]
-                kill: Callable[[], object] = self.rig.kill_workers(function) if fault.kills else lambda: None
+                kill: Callable[[], object] = self.rig.killer_of(function) if fault.kills else lambda: None
                 injection = (
                     self.rig.database_faults.inject(fault.kind, step.name, times=fault.times, call=kill)
                     if step.system == "PostgreSQL"

@@ -54,7 +54,7 @@ def accepted_delete(service: Service) -> UUID:
 
 def claim(service: Service) -> Claimed | None:
     return settlement_store.claim_due(
-        service.database, lease_seconds=30, first_wait_seconds=60, longest_wait_seconds=900
+        service.database, lease_seconds=30, first_wait_seconds=60, longest_wait_seconds=900, only_deletes=False
     )
 
 
@@ -63,11 +63,13 @@ def make_due(service: Service) -> None:
     service.rows("UPDATE api_key_operations SET next_attempt_at = now(), lease_until = now()")
 
 
-def test_nothing_to_do_takes_one_look(service: Service):
+def test_nothing_to_do_takes_one_look_at_each(service: Service):
     assert service.settle() == Settled(
         expired=0, attempted=0, settled=0, pending_creates=0, pending_deletes=0, oldest_pending_seconds=0.0
     )
-    assert service.database_faults.steps == ["begin_expiry", "claim_due", "read_journal_state"]
+    assert service.database_faults.steps == [
+        *("read_installation", "read_tokens", "begin_expiry", "claim_due", "read_journal_state")
+    ]
     assert service.gateway_faults.calls == []
 
 

@@ -169,7 +169,7 @@ class TestPages:
     )
     def test_of_a_query_that_is_wrong_are_refused(self, service: Service, query: dict[str, str], fields: list[str]):
         with pytest.raises(InvalidRequest) as caught:
-            listed(service, **query)
+            Operations(database=service.database).page(caller("root", roles=("admin",)), query)
 
         assert [violation.field for violation in caught.value.details["validation"]] == fields
         assert service.database_faults.round_trips == 0

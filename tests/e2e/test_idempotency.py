@@ -234,6 +234,21 @@ def test_a_repeated_create_goes_on_with_what_litellm_did_not_confirm(
     assert fragile_service.audit_of_key(pending) == [("API_KEY_CREATE", True)]
 
 
+def test_a_resumed_create_corrects_what_litellm_has(fragile_service: FragileService, ida: Person, once: str):
+    fragile_service.gateway_faults.inject("/key/generate", "reset_after")
+    ida.create_once(once, maxBudget=7)
+    [made] = ida.gateway_keys()
+    changed = fragile_service.gateway("POST", "/key/update", json={"key": made, "max_budget": 700})
+
+    resumed = ida.create_once(once, maxBudget=7)
+
+    told = fragile_service.gateway_key(made)
+    assert changed.status_code == 200
+    assert resumed.status_code == 201
+    assert told is not None
+    assert told["max_budget"] == 7
+
+
 def test_a_resumed_create_keeps_its_secret_when_the_first_request_arrives_late(
     fragile_service: FragileService, ida: Person, once: str
 ):
@@ -340,6 +355,7 @@ def test_what_is_being_undone_is_waited_for_and_then_starts_anew(
     created = ida.create_once(once)
 
     assert_asks_to_wait(waiting)
+    assert "is being undone" in waiting.text
     assert created.status_code == 201
     assert REPLAYED not in created.headers
     assert ida.only_key() == created.json()["id"] != undone

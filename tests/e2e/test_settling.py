@@ -171,6 +171,21 @@ def test_an_operation_that_somebody_holds_is_left_alone(settling_service: Fragil
     assert settling_service.audit_of_key(key["id"]) == [("API_KEY_CREATE", True), ("API_KEY_DELETE", True)]
 
 
+def test_an_operation_that_a_transaction_locks_does_not_hold_up_the_others(
+    settling_service: FragileService, rita: Person
+):
+    locked, other = has_pending_delete(rita), has_pending_delete(rita)
+    for key in (locked, other):
+        settling_service.make_due(key["id"])
+
+    with settling_service.transaction() as somebody:
+        somebody.execute("SELECT id FROM api_key_operations WHERE api_key_id = %(id)s FOR UPDATE", {"id": locked["id"]})
+        report = settling_service.settle()
+
+    assert (report["attempted"], report["settled"]) == (1, 1)
+    assert rita.only_key() == locked["id"]
+
+
 def test_one_that_always_fails_does_not_hold_up_the_others(settling_service: FragileService, rita: Person):
     poisoned, *others = [has_pending_delete(rita) for _ in range(3)]
     poisoned_hash = settling_service.token_of(poisoned["id"])["hash"]

@@ -32,9 +32,11 @@ def test_a_key_whose_row_is_deleted_by_sql_leaves_litellm(service: Service, alic
 
     forget_audit_of(alice)
     service.rows(statement, user=user_id)
+    condemned = service.token_of(key["id"])["state"]
     service.settle()
 
     [_, record] = service.rows("SELECT * FROM audit_logs WHERE resource_id = %(id)s ORDER BY created_at", id=key["id"])
+    assert condemned == "condemned"
     assert service.use(key["key"]) == 401
     assert service.gateway_key(token_hash) is None
     assert service.token_of(key["id"])["state"] == "dead"

@@ -14,7 +14,7 @@ from local.stack import LocalStack
 from local.workers import InvocationFailed
 from tests.e2e.service import Ledger, Service
 
-ALL = ["0001_litemaas_tables", "0002_tokens_and_journal", "0003_settlement"]
+ALL = ["0001_litemaas_tables", "0002_tokens_and_journal", "0003_settlement", "0005_findings"]
 TABLES = [
     "api_key_models",
     "api_key_operations",
@@ -112,7 +112,10 @@ def test_runs_that_all_have_begun_wait_for_each_other(empty: Service):
 def test_rows_that_litemaas_has_already_stay(empty: Service):
     empty.stack.invoke("MigrateDatabase", {})
     empty.rows("INSERT INTO models (id, name, provider) VALUES ('kept', 'kept', 'openai')")
-    empty.rows("DROP TABLE keyservice_migrations, keyservice_installation, api_key_tokens, api_key_operations")
+    empty.rows(
+        "DROP TABLE keyservice_migrations, keyservice_installation, api_key_tokens, api_key_operations,"
+        " keyservice_findings, keyservice_reconciliation"
+    )
     empty.rows("DROP FUNCTION keyservice_condemn_tokens CASCADE")
     empty.rows("DROP INDEX api_keys_to_expire")
 

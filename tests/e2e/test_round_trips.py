@@ -155,13 +155,16 @@ def test_a_settled_delete_is_two_round_trips_and_one_call(counted: Counted, sett
     settling_service.settle()
 
     assert counted.statements == [
+        # Is this the database that LiteLLM's keys were made from?
+        ("read_installation",),
+        ("read_tokens",),
         ("begin_expiry",),
         ("claim_due",),
         ("lock_key", "finish_delete"),
         ("claim_due",),
         ("read_journal_state",),
     ]
-    assert counted.calls == [("POST", "/key/delete")]
+    assert counted.calls == [("GET", "/key/list"), ("POST", "/key/delete")]
 
 
 @pytest.mark.parametrize(

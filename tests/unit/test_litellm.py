@@ -562,7 +562,9 @@ class TestKeyList:
             "metadata": {"keyservice": {"mark": "lmk-0123456789ab"}},
         } | fields
 
-    def test_keeps_exactly_what_bears_the_mark(self, litellm: LiteLLM, scripted: ScriptedServer):
+    def test_keeps_what_its_alias_marks_and_tells_whether_the_metadata_agrees(
+        self, litellm: LiteLLM, scripted: ScriptedServer
+    ):
         scripted.will_answer(
             200,
             {
@@ -581,7 +583,9 @@ class TestKeyList:
 
         page = self.page(litellm)
 
-        assert ([key.token for key in page.keys], page.total_pages) == (["ours"], 7)
+        marked = ["ours", "marked otherwise", "marked oddly", "not marked"]
+        assert ([key.token for key in page.keys], page.total_pages) == (marked, 7)
+        assert [key.token for key in page.keys if key.is_ours("lmk-0123456789ab")] == ["ours"]
         assert "page=2" in scripted.asked[0].path
         assert "size=100" in scripted.asked[0].path
 

@@ -13,7 +13,14 @@ from psycopg.types.json import Jsonb
 
 from keyservice import telemetry
 from keyservice.database import Database, Rows, Statement
-from keyservice.errors import DatabaseUnavailable, GatewayUnavailable, IdentityConflict, OutcomeUnknown, ServiceError
+from keyservice.errors import (
+    DatabaseUnavailable,
+    GatewayUnavailable,
+    IdentityConflict,
+    OutcomeUnknown,
+    ServiceError,
+    Unauthorized,
+)
 from keyservice.models import Actor, Caller
 
 # Why an operation waits although LiteLLM answers.
@@ -88,13 +95,22 @@ def repeated_once(database: Database, *statements: Statement) -> list[Rows]:
 
 
 def identity(caller: Caller) -> dict[str, Any]:
+    """What finds the caller's row: `id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)`.
+    The half that does not apply is null and matches nothing."""
     return {
+        "caller_id": caller.user_id,
         "provider": caller.provider,
         "subject": caller.subject,
         "username": caller.username,
         "email": caller.email,
         "full_name": caller.full_name,
     }
+
+
+def require_known(caller: Caller, rows: Rows) -> None:
+    """Raises Unauthorized for a token that names a row of `users` which is not there: that row is never made."""
+    if caller.user_id is not None and not rows:
+        raise Unauthorized("The token's user does not exist. Log in again.")
 
 
 def audited(actor: Actor) -> dict[str, Any]:

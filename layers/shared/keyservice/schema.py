@@ -112,6 +112,7 @@ _GRANTS: tuple[LiteralString, ...] = (
     "GRANT SELECT, INSERT ON models TO {role}",
     "GRANT SELECT, INSERT ON audit_logs TO {role}",
     "GRANT SELECT, INSERT, UPDATE ON api_key_tokens, api_key_operations TO {role}",
+    "GRANT SELECT, UPDATE ON keyservice_spend_sync TO {role}",
     "GRANT SELECT ON keyservice_installation, keyservice_migrations TO {role}",
 )
 

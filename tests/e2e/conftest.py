@@ -103,3 +103,8 @@ def alice(service: Service) -> Person:
 def bob(service: Service) -> Person:
     """Somebody else, likewise."""
     return service.person()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What must stand nowhere is looked for last, when everything else has left its traces."""
+    items.sort(key=lambda item: item.path.parent.name == "e2e" and item.path.name == "test_secrecy.py")

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import threading
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class Ledger:
     emails: set[str] = field(default_factory=set[str])
     answers: list[Text] = field(default_factory=list[Text])
     services: list["Service"] = field(default_factory=list["Service"])
+    """Those that still run; of the others the texts are kept."""
+    texts: list[Text] = field(default_factory=list[Text])
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self, answer: httpx.Response) -> None:
@@ -63,6 +66,11 @@ class Ledger:
             self.answers.append(
                 Text(f"answer {answer.status_code} to {answer.request.method} {answer.url}", f"{headers}\n\n{content}")
             )
+
+    def keep_texts_of(self, service: "Service") -> None:
+        """Before it ends."""
+        self.secrets |= service.own_secrets()
+        self.texts += service.texts()
 
 
 @dataclass
@@ -119,6 +127,13 @@ class Service:
             cursor = connection.execute(query, parameters)
             return cursor.fetchall() if cursor.description else []
 
+    @contextmanager
+    def transaction(self) -> Generator[psycopg.Connection[Any]]:
+        """Somebody else's, rolled back at the end."""
+        with psycopg.connect(self.stack.admin_dsn) as connection:
+            yield connection
+            connection.rollback()
+
     def key_row(self, key_id: str) -> Row | None:
         rows = self.rows("SELECT * FROM api_keys WHERE id = %(key_id)s", key_id=key_id)
         return rows[0] if rows else None
@@ -171,6 +186,21 @@ class Service:
             self.rows(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE application_name = 'keyservice' AND datname = current_database()"
+            )
+        )
+
+    def wait_until_blocked(self, *, statements: int) -> None:
+        """Returns as soon as so many statements of the functions wait for locks."""
+        deadline = time.monotonic() + 30
+        while self._blocked_statements() < statements:
+            assert time.monotonic() < deadline, "the statements do not wait for locks"
+            time.sleep(0.02)
+
+    def _blocked_statements(self) -> int:
+        return len(
+            self.rows(
+                "SELECT pid FROM pg_stat_activity WHERE application_name = 'keyservice'"
+                " AND datname = current_database() AND wait_event_type = 'Lock'"
             )
         )
 

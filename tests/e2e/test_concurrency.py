@@ -21,6 +21,23 @@ def test_of_thirty_creates_at_once_exactly_the_limit_succeed(service: Service, a
     assert audited == {("API_KEY_CREATE", True): 10, ("API_KEY_CREATE", False): 20}
 
 
+def test_creates_that_waited_for_each_other_count_what_the_others_made(service: Service, alice: Person):
+    for _ in range(9):
+        alice.has_key()
+
+    with ThreadPoolExecutor(4) as threads:
+        # Cold starts first: nobody shall wait for the lock until it times out.
+        list(threads.map(alice.create, [{"modelIds": ["unknown"]}] * 8))
+        with service.transaction() as other:
+            other.execute("SELECT id FROM users WHERE id = %(id)s FOR UPDATE", {"id": alice.user_id})
+            creates = [threads.submit(alice.create, {"modelIds": ["gpt-4o"]}) for _ in range(4)]
+            service.wait_until_blocked(statements=4)
+        statuses = sorted(create.result().status_code for create in creates)
+
+    assert statuses == [201, 400, 400, 400]
+    assert len(alice.key_rows()) == len(alice.gateway_keys()) == 10
+
+
 def test_expired_and_revoked_keys_make_room_under_the_limit(service: Service, alice: Person):
     keys = [alice.has_key() for _ in range(10)]
     at_the_limit = alice.create({"modelIds": ["gpt-4o"]})

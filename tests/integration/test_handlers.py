@@ -1,0 +1,216 @@
+"""The functions as Lambda calls them, wired from their environment, in this process."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import check_health
+import create_api_key
+import delete_api_key
+import list_api_keys
+import migrate_database
+from keyservice import wiring
+from keyservice.schema import MigrationError
+from local.roles import APP
+from tests.integration.service import Service
+
+EVENTS = Path(__file__).parents[2] / "events"
+PARTS = [
+    *(wiring.settings, wiring.secret_values, wiring.database, wiring.litellm, wiring.key_creation),
+    *(wiring.key_deletion, wiring.key_listing, wiring.health_check),
+]
+
+
+@dataclass
+class Context:
+    aws_request_id: str = "lambda-request-1"
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 25_000
+
+
+@pytest.fixture
+def environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """As the template sets it; the wiring starts and ends with nothing built."""
+    variables = {
+        "DATABASE_HOST": str(service.database_faults.socket_directory),
+        "DATABASE_PORT": str(service.database_faults.port),
+        "DATABASE_NAME": service.database_under_test.name,
+        "DATABASE_SECRET_ARN": service.cloud.database_secret_arn,
+        "DATABASE_CA_BUNDLE": "",
+        "DATABASE_APP_USER": APP,
+        "LITELLM_URL": service.gateway_faults.url,
+        "LITELLM_SECRET_ARN": service.cloud.litellm_secret_arn,
+        "MAC_KEY_ARN": service.cloud.deriver.mac_key_arn,
+        "STACK_NAME": "keyservice-test",
+        "MODEL_ACCESS": "subscription",
+        "MAX_ACTIVE_KEYS": "2",
+        "GATEWAY_CACHE_SECONDS": "60",
+        "GATEWAY_DRAIN_SECONDS": "900",
+        "FUNCTION_TIMEOUT_SECONDS": "25",
+        "LITELLM_BUDGET_SECONDS": "10",
+        "OAUTH_PROVIDER": "openshift",
+        "SUBJECT_CLAIM": "sub",
+        "USERNAME_CLAIM": "preferred_username",
+        "EMAIL_CLAIM": "email",
+        "NAME_CLAIM": "name",
+        "ROLES_CLAIM": "roles",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for part in PARTS:
+        part.cache_clear()
+    yield monkeypatch
+    if wiring.database.cache_info().currsize:
+        wiring.database().close()
+    if wiring.litellm.cache_info().currsize:
+        wiring.litellm()._http.close()
+    for part in PARTS:
+        part.cache_clear()
+
+
+def event(name: str, *, subject: str = "alice", **changes: Any) -> dict[str, Any]:
+    recorded: dict[str, Any] = json.loads((EVENTS / f"{name}.json").read_text())
+    if "authorizer" in recorded.get("requestContext", {}):
+        claims = recorded["requestContext"]["authorizer"]["jwt"]["claims"]
+        claims |= {"sub": subject, "preferred_username": subject, "email": f"{subject}@example.com"}
+    return recorded | changes
+
+
+def call(handler: Callable[[Any, Any], Any], asked: dict[str, Any]) -> tuple[int, Any, dict[str, str]]:
+    answer = handler(asked, Context())
+    return answer["statusCode"], json.loads(answer["body"]), answer["headers"]
+
+
+@pytest.mark.usefixtures("environment")
+class TestKeysLife:
+    def test_is_create_list_delete(self):
+        status, created, headers = call(create_api_key.handler, event("create_api_key"))
+        listed = call(list_api_keys.handler, event("list_api_keys", queryStringParameters={"limit": "1"}))
+        deleted = call(delete_api_key.handler, event("delete_api_key", pathParameters={"id": created["id"]}))
+        again = call(delete_api_key.handler, event("delete_api_key", pathParameters={"id": created["id"]}))
+
+        assert (status, headers["location"]) == (201, f"/api/v1/api-keys/{created['id']}")
+        assert list(created) == [
+            *("id", "userId", "name", "key", "keyPrefix", "models", "modelDetails", "isActive", "createdAt", "status")
+        ]
+        assert "x-api-deprecation-warning" not in headers
+        assert (listed[0], [key["id"] for key in listed[1]["data"]]) == (200, [created["id"]])
+        assert (deleted[0], list(deleted[1])) == (200, ["message", "deletedAt", "effectiveBy"])
+        assert again[0] == 404
+
+    def test_ends_pending_while_litellm_does_not_confirm(self, service: Service):
+        _, created, _ = call(create_api_key.handler, event("create_api_key"))
+        service.gateway_faults.inject("/key/delete", "status", status=500)
+
+        status, body, _ = call(delete_api_key.handler, event("delete_api_key", pathParameters={"id": created["id"]}))
+
+        assert (status, body["status"], "deletedAt" in body) == (202, "pending", False)
+
+    def test_by_a_subscription_carries_the_deprecation_headers(self, service: Service):
+        subscription_id = service.value("SELECT id::text FROM subscriptions WHERE model_id = 'gpt-4o'")
+        body = json.dumps({"subscriptionId": subscription_id})
+
+        status, created, headers = call(create_api_key.handler, event("create_api_key", body=body))
+
+        assert (status, created["subscriptionId"], created["models"]) == (201, subscription_id, ["gpt-4o"])
+        assert headers["x-api-deprecation-warning"].startswith("subscriptionId parameter is deprecated")
+        assert "x-api-migration-guide" in headers
+
+    def test_of_an_unknown_subscription_carries_them_too(self):
+        body = json.dumps({"subscriptionId": "3f2504e0-4f89-41d3-9a0c-0305e82c3301"})
+
+        status, refused, headers = call(create_api_key.handler, event("create_api_key", body=body))
+
+        assert (status, refused["error"]["code"]) == (404, "NOT_FOUND")
+        assert "x-api-deprecation-warning" in headers
+
+    def test_never_begins_when_the_body_is_wrong(self, service: Service):
+        status, refused, _ = call(create_api_key.handler, event("create_api_key", body='{"modelIds": []}'))
+
+        assert (status, refused["error"]["details"]["validation"][0]["field"]) == (400, "modelIds")
+        assert service.database_faults.connections == 0
+
+    def test_of_a_malformed_id_is_not_found(self):
+        assert call(delete_api_key.handler, event("delete_malformed_id"))[0] == 404
+
+    def test_is_listed_whatever_odd_parameters_come(self):
+        assert call(list_api_keys.handler, event("list_odd_parameters"))[0] in (200, 400)
+        assert call(list_api_keys.handler, event("list_repeated_parameters"))[0] in (200, 400)
+        assert call(list_api_keys.handler, event("list_with_cookies"))[0] == 200
+
+    def test_goes_on_after_the_database_was_away(self, service: Service):
+        service.database_faults.refuse_connections()
+        away = call(list_api_keys.handler, event("list_api_keys"))
+        service.database_faults.clear()
+
+        assert (away[0], away[1]["error"]["retry"]) == (503, {"retryable": True, "retryAfter": 5})
+        assert call(list_api_keys.handler, event("list_api_keys"))[0] == 200
+
+
+@pytest.mark.usefixtures("environment")
+class TestHealth:
+    def test_is_good_when_both_answer(self):
+        status, body, _ = call(check_health.handler, event("check_health"))
+
+        assert (status, body) == (200, {"status": "healthy", "database": "up", "litellm": "up"})
+
+    @pytest.mark.parametrize("fault", ["status", "hang", "reset_before"])
+    def test_is_degraded_without_litellm(self, service: Service, fault: Any):
+        service.gateway_faults.inject("/health/readiness", fault, status=503)
+
+        status, body, _ = call(check_health.handler, event("check_health"))
+
+        assert (status, body) == (200, {"status": "degraded", "database": "up", "litellm": "down"})
+
+    def test_is_bad_without_the_database(self, service: Service):
+        service.database_faults.refuse_connections()
+
+        status, body, _ = call(check_health.handler, event("check_health"))
+
+        assert (status, body) == (503, {"status": "unhealthy", "database": "down", "litellm": "up"})
+
+    def test_is_bad_when_the_database_does_not_answer(self, service: Service):
+        service.database_faults.delay(step="check_health")
+
+        status, body, _ = call(check_health.handler, event("check_health"))
+
+        assert (status, body["database"]) == (503, "down")
+
+    def test_is_bad_without_the_databases_secret(self, service: Service, environment: pytest.MonkeyPatch):
+        environment.setenv("DATABASE_SECRET_ARN", service.cloud.database_secret_arn + "-no-such")
+
+        status, body, _ = call(check_health.handler, event("check_health"))
+
+        assert (status, body["database"]) == (503, "down")
+
+    def test_is_remembered(self, service: Service):
+        call(check_health.handler, event("check_health"))
+        service.database_faults.refuse_connections()
+        service.gateway_faults.forget_calls()
+
+        status, _, _ = call(check_health.handler, event("check_health"))
+
+        assert status == 200
+        assert service.gateway_faults.calls == []
+
+
+class TestMigration:
+    def test_is_run_as_the_migrator(self, service: Service, environment: pytest.MonkeyPatch):
+        environment.setenv("DATABASE_SECRET_ARN", service.cloud.migrator_secret_arn)
+
+        result = migrate_database.handler(event("migrate_database"), Context())
+
+        assert result["applied"] == []
+        assert result["version"] == service.value("SELECT max(name) FROM keyservice_migrations")
+
+    def test_that_fails_is_raised_for_whoever_deploys(self, service: Service, environment: pytest.MonkeyPatch):
+        environment.setenv("DATABASE_SECRET_ARN", service.cloud.migrator_secret_arn)
+        environment.setenv("DATABASE_APP_USER", "nobody_here")
+
+        with pytest.raises(MigrationError):
+            migrate_database.handler(event("migrate_database"), Context())

@@ -1,0 +1,243 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg import sql
+
+import keyservice
+from keyservice.schema import MigrationError, migrate
+from local.postgres import PostgresServer
+from local.roles import APP, MIGRATOR, Passwords
+from tests.support.fixtures import Database
+
+type Connection = psycopg.Connection[tuple[Any, ...]]
+
+# What LiteMaaS 0.4 has where its tables differ from ours: columns of its own, names and indexes of its own.
+LITEMAAS: LiteralString = """
+CREATE TABLE users (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), username varchar(255) NOT NULL UNIQUE,
+    email varchar(255) NOT NULL UNIQUE, full_name varchar(255), oauth_provider varchar(50) NOT NULL,
+    oauth_id varchar(255) NOT NULL, roles text[] DEFAULT '{user}', is_active boolean DEFAULT true,
+    max_budget numeric(10, 2) DEFAULT 100, tpm_limit integer DEFAULT 10000, rpm_limit integer DEFAULT 60,
+    budget_duration varchar(20), sync_status varchar(20) DEFAULT 'pending'
+        CHECK (sync_status IN ('pending', 'synced', 'error')),
+    last_login_at timestamptz, created_at timestamptz DEFAULT now(), updated_at timestamptz DEFAULT now(),
+    UNIQUE (oauth_provider, oauth_id)
+);
+CREATE TABLE teams (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name varchar(255) NOT NULL);
+CREATE TABLE team_members (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), team_id uuid NOT NULL REFERENCES teams (id) ON DELETE CASCADE,
+    user_id uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE, role varchar(20) NOT NULL, UNIQUE (team_id, user_id)
+);
+CREATE TABLE models (
+    id varchar(255) PRIMARY KEY, name varchar(255) NOT NULL, provider varchar(100) NOT NULL, features text[],
+    encrypted_api_key text, created_at timestamptz DEFAULT now(), updated_at timestamptz DEFAULT now()
+);
+CREATE TABLE subscriptions (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), user_id uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    model_id varchar(255) NOT NULL REFERENCES models (id), team_id uuid REFERENCES teams (id),
+    status varchar(20) NOT NULL DEFAULT 'active', quota_requests integer NOT NULL DEFAULT 0,
+    quota_tokens integer NOT NULL DEFAULT 0, lite_llm_key_value varchar(255), expires_at timestamptz,
+    created_at timestamptz DEFAULT now(), UNIQUE (user_id, model_id)
+);
+CREATE TABLE api_keys (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), subscription_id uuid REFERENCES subscriptions (id) ON DELETE CASCADE,
+    user_id uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE, name varchar(255),
+    key_hash varchar(255) NOT NULL UNIQUE, key_prefix varchar(20) NOT NULL, lite_llm_key_value varchar(255),
+    litellm_key_alias varchar(255), permissions jsonb DEFAULT '{}', max_budget numeric(10, 2),
+    current_spend numeric(10, 2) DEFAULT 0, tpm_limit integer, rpm_limit integer, max_parallel_requests integer,
+    budget_duration varchar(20), soft_budget numeric(10, 2), budget_reset_at timestamptz, model_max_budget jsonb,
+    model_rpm_limit jsonb, model_tpm_limit jsonb, tags text[], metadata jsonb DEFAULT '{}', last_used_at timestamptz,
+    expires_at timestamptz, created_at timestamptz DEFAULT now(), updated_at timestamptz DEFAULT now(),
+    revoked_at timestamptz, last_sync_at timestamptz, is_active boolean DEFAULT true,
+    sync_status varchar(20) DEFAULT 'pending' CHECK (sync_status IN ('synced', 'pending', 'error')), sync_error text,
+    migration_status varchar(20) DEFAULT 'pending'
+);
+CREATE TABLE api_key_models (
+    api_key_id uuid NOT NULL REFERENCES api_keys (id) ON DELETE CASCADE,
+    model_id varchar(255) NOT NULL REFERENCES models (id) ON DELETE CASCADE,
+    created_at timestamptz DEFAULT now(), PRIMARY KEY (api_key_id, model_id)
+);
+CREATE TABLE audit_logs (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), user_id uuid REFERENCES users (id), action varchar(100) NOT NULL,
+    resource_type varchar(50) NOT NULL, resource_id varchar(255), old_values jsonb, new_values jsonb, ip_address inet,
+    user_agent text, session_id varchar(255), success boolean DEFAULT true, error_message text,
+    metadata jsonb DEFAULT '{}', created_at timestamptz DEFAULT now()
+);
+CREATE TABLE system_settings (
+    key varchar(100) PRIMARY KEY, value jsonb NOT NULL DEFAULT '{}', updated_at timestamptz DEFAULT now(),
+    updated_by uuid REFERENCES users (id)
+);
+INSERT INTO users (id, username, email, oauth_provider, oauth_id, roles, is_active)
+VALUES ('00000000-0000-0000-0000-000000000001', 'system', 'old-system@litemaas', 'system', 'system', '{admin}', true),
+       ('11111111-1111-4111-8111-111111111111', 'alice', 'alice@example.com', 'openshift', 'alice', '{user}', true);
+INSERT INTO models (id, name, provider) VALUES ('gpt-4o', 'GPT-4o', 'openai');
+INSERT INTO subscriptions (user_id, model_id) VALUES ('11111111-1111-4111-8111-111111111111', 'gpt-4o');
+INSERT INTO api_keys (user_id, name, key_hash, key_prefix, lite_llm_key_value, is_active, revoked_at, sync_status)
+VALUES ('11111111-1111-4111-8111-111111111111', 'live', repeat('a', 64), 'sk-live', 'sk-live-in-the-clear', true, NULL,
+        'synced'),
+       ('11111111-1111-4111-8111-111111111111', 'revoked', repeat('b', 64), 'sk-gone', 'sk-gone-in-the-clear', false,
+        '2025-01-01T00:00:00Z', 'error');
+INSERT INTO api_key_models (api_key_id, model_id) SELECT id, 'gpt-4o' FROM api_keys;
+INSERT INTO audit_logs (user_id, action, resource_type, resource_id)
+SELECT user_id, 'API_KEY_REVOKE', 'API_KEY', id FROM api_keys WHERE revoked_at IS NOT NULL;
+INSERT INTO system_settings (key, value) VALUES ('api_key_defaults', '{"defaults": {"maxBudget": 5}}');
+"""
+
+TABLES = [
+    *("api_key_models", "api_key_operations", "api_key_tokens", "api_keys", "audit_logs", "keyservice_installation"),
+    *("keyservice_migrations", "models", "subscriptions", "system_settings", "team_members", "teams", "users"),
+]
+
+
+@pytest.fixture
+def empty(postgres: PostgresServer, database_passwords: Passwords) -> Iterator[Connection]:
+    """A new database, as the role that owns it."""
+    postgres.create_database("schema", owner=MIGRATOR)
+    dsn = postgres.dsn("schema", user=MIGRATOR, password=database_passwords.migrator)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        yield connection
+    postgres.drop_database("schema")
+
+
+def migrated(connection: Connection) -> list[str]:
+    return migrate(connection, app_user=APP, stack_name="prod", litellm_url="http://litellm.internal").applied
+
+
+def contents(connection: Connection, tables: list[str]) -> dict[str, list[str]]:
+    return {
+        table: [
+            row
+            for (row,) in connection.execute(
+                sql.SQL("SELECT t::text FROM {} AS t ORDER BY 1").format(sql.Identifier(table))
+            )
+        ]
+        for table in tables
+    }
+
+
+def tables_of(connection: Connection) -> list[str]:
+    rows = connection.execute("SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
+    return [name for (name,) in rows]
+
+
+def migration_names() -> list[str]:
+    [package] = keyservice.__path__
+    return sorted(file.stem for file in Path(package).glob("migrations/*.sql"))
+
+
+class TestEmptyDatabase:
+    def test_gets_every_table_in_order(self, empty: Connection):
+        result = migrate(empty, app_user=APP, stack_name="prod", litellm_url="http://l")
+
+        assert result.applied == migration_names()
+        assert result.version == migration_names()[-1]
+        assert set(TABLES) <= set(tables_of(empty))
+
+    def test_is_marked_once_and_for_all(self, empty: Connection):
+        migrated(empty)
+        before = empty.execute("SELECT mark, stack_name, litellm_url FROM keyservice_installation").fetchall()
+        migrate(empty, app_user=APP, stack_name="clone", litellm_url="http://other")
+        after = empty.execute("SELECT mark, stack_name, litellm_url FROM keyservice_installation").fetchall()
+
+        assert after == before
+        [(mark, stack_name, litellm_url)] = before
+        assert (stack_name, litellm_url) == ("prod", "http://litellm.internal")
+        assert len(mark) == len("lmk-0123456789ab")
+
+    def test_second_run_applies_nothing_and_changes_nothing(self, empty: Connection):
+        migrated(empty)
+        before = contents(empty, tables_of(empty))
+
+        assert migrated(empty) == []
+        assert contents(empty, tables_of(empty)) == before
+
+
+class TestDatabaseOfLiteMaaS:
+    def test_keeps_every_row_and_column(self, empty: Connection):
+        empty.execute(LITEMAAS)
+        tables = tables_of(empty)
+        before = contents(empty, tables)
+
+        migrated(empty)
+
+        assert empty.execute(
+            "SELECT array_agg(lite_llm_key_value ORDER BY name), array_agg(migration_status::text) FROM api_keys"
+        ).fetchone() == (["sk-live-in-the-clear", "sk-gone-in-the-clear"], ["pending", "pending"])
+        empty.execute("ALTER TABLE api_keys DROP COLUMN lite_llm_key_id")
+        assert contents(empty, tables) == before
+
+    def test_gets_our_tables_beside_its_own(self, empty: Connection):
+        empty.execute(LITEMAAS)
+
+        assert migrated(empty) == migration_names()
+        assert set(TABLES) <= set(tables_of(empty))
+
+    def test_old_tables_do_not_stop_a_second_run(self, empty: Connection):
+        empty.execute(LITEMAAS)
+        migrated(empty)
+
+        assert migrated(empty) == []
+
+
+class TestFailure:
+    def test_changed_migration_is_refused_and_named(self, empty: Connection):
+        migrated(empty)
+        empty.execute("UPDATE keyservice_migrations SET checksum = 'x' WHERE name = %s", [migration_names()[0]])
+
+        with pytest.raises(MigrationError, match=migration_names()[0]):
+            migrated(empty)
+
+    def test_missing_app_role_is_refused_and_nothing_is_made(self, empty: Connection):
+        with pytest.raises(MigrationError, match="DatabaseAppUser"):
+            migrate(empty, app_user="nobody_here", stack_name="prod", litellm_url="http://l")
+
+        assert tables_of(empty) == []
+
+    def test_half_a_migration_is_none(self, empty: Connection):
+        # A table of ours that is there already, though the journal does not know it.
+        empty.execute("CREATE TABLE api_key_tokens (hash text)")
+
+        with pytest.raises(psycopg.errors.DuplicateTable):
+            migrated(empty)
+
+        assert tables_of(empty) == ["api_key_tokens"]
+
+
+class TestAppRole:
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "UPDATE audit_logs SET success = true",
+            "DELETE FROM audit_logs",
+            "TRUNCATE audit_logs",
+            "DELETE FROM api_key_operations",
+            "DELETE FROM api_key_tokens",
+            "DELETE FROM users",
+            "INSERT INTO subscriptions (user_id, model_id) SELECT id, 'gpt-4o' FROM users",
+            "UPDATE subscriptions SET status = 'active'",
+            "UPDATE system_settings SET value = '{}'",
+            "UPDATE keyservice_installation SET mark = 'lmk-000000000000'",
+            "UPDATE models SET provider = 'x'",
+            "CREATE TABLE mine (id int)",
+            "ALTER TABLE api_keys ADD COLUMN mine int",
+            "DROP TABLE api_keys",
+        ],
+    )
+    def test_may_not(self, database: Database, statement: LiteralString):
+        with (
+            psycopg.connect(database.app_dsn, autocommit=True) as connection,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
+            connection.execute(statement)
+
+    def test_gives_up_before_the_function_does(self, database: Database):
+        with psycopg.connect(database.app_dsn) as connection:
+            settings = [
+                connection.execute(sql.SQL("SHOW {}").format(sql.Identifier(name))).fetchone()
+                for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+            ]
+
+        assert settings == [("5s",), ("4s",), ("10s",)]

@@ -55,6 +55,7 @@ def environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[p
         "LITELLM_BUDGET_SECONDS": "10",
         "OAUTH_PROVIDER": "openshift",
         "SUBJECT_CLAIM": "sub",
+        "SUBJECT_COLUMN": "oauth_id",
         "USERNAME_CLAIM": "preferred_username",
         "EMAIL_CLAIM": "email",
         "NAME_CLAIM": "name",

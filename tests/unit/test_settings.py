@@ -10,6 +10,7 @@ VARIABLES = {
     "DATABASE_CA_BUNDLE": "",
     "OAUTH_PROVIDER": "openshift",
     "SUBJECT_CLAIM": "sub",
+    "SUBJECT_COLUMN": "oauth_id",
     "USERNAME_CLAIM": "preferred_username",
     "EMAIL_CLAIM": "email",
     "NAME_CLAIM": "name",
@@ -87,3 +88,13 @@ def test_malformed_number_is_named_and_not_shown():
 def test_malformed_seconds_are_named():
     with pytest.raises(SettingsError, match="GATEWAY_DRAIN_SECONDS"):
         settings_with(GATEWAY_DRAIN_SECONDS="soon").seconds("GATEWAY_DRAIN_SECONDS")
+
+
+def test_subject_may_be_the_id_of_a_row():
+    assert settings_with(SUBJECT_COLUMN="id").claim_names.subject_column == "id"
+    assert settings_with().claim_names.subject_column == "oauth_id"
+
+
+def test_subject_in_another_column_is_refused():
+    with pytest.raises(SettingsError, match="SUBJECT_COLUMN"):
+        _ = settings_with(SUBJECT_COLUMN="email").claim_names

@@ -9,7 +9,13 @@ from tests.architecture.translation import DEPLOYMENT, ROOT, read_template, tran
 
 HTTP_FUNCTIONS = ["CheckHealth", "CreateApiKey", "DeleteApiKey", "ListApiKeys", "ListOperations", "RetryOperation"]
 # Each with the name of its schedule.
-SCHEDULED_FUNCTIONS = {"Reconcile": "Every15Minutes", "SettleOperations": "EveryMinute"}
+SCHEDULED_FUNCTIONS = {
+    "Reconcile": "Every15Minutes",
+    "SettleOperations": "EveryMinute",
+    "SyncSpend": "EveryFiveMinutes",
+}
+# Only the drop-in's template has it: test_litemaas_template.py.
+ELSEWHERE = {"authorize_litemaas_token.handler"}
 FUNCTIONS = sorted([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS, "MigrateDatabase"])
 
 # An HTTP API answers 503 itself when an integration takes longer; it cannot be raised (AWS quota).
@@ -30,6 +36,7 @@ EVERYWHERE = {
     "POWERTOOLS_METRICS_NAMESPACE",
     "POWERTOOLS_SERVICE_NAME",
     "RELEASE_SHA",
+    "SUBJECT_COLUMN",
 }
 CALLER = {"EMAIL_CLAIM", "NAME_CLAIM", "OAUTH_PROVIDER", "ROLES_CLAIM", "SUBJECT_CLAIM", "USERNAME_CLAIM"}
 OWN_VARIABLES = {
@@ -58,6 +65,7 @@ OWN_VARIABLES = {
         "SETTLE_RESERVE_SECONDS",
         "STACK_NAME",
     },
+    "SyncSpend": {"LITELLM_SECRET_ARN", "LITELLM_URL", "SPEND_PAGES_AT_ONCE", "SPEND_RESERVE_SECONDS"},
     "MigrateDatabase": {"DATABASE_APP_USER", "LITELLM_URL", "STACK_NAME"},
     "Reconcile": {
         "GATEWAY_DRAIN_SECONDS",
@@ -106,7 +114,8 @@ def test_the_stack_has_these_functions(resources: dict[str, Any]) -> None:
 def test_each_handler_file_has_its_function_and_each_function_its_file(resources: dict[str, Any]) -> None:
     handlers = [p["Handler"] for p in of_type(resources, "AWS::Lambda::Function").values()]
 
-    assert sorted(handlers) == sorted(f"{file.stem}.handler" for file in (ROOT / "functions").glob("*.py"))
+    files = {f"{file.stem}.handler" for file in (ROOT / "functions").glob("*.py")}
+    assert sorted(handlers) == sorted(files - ELSEWHERE)
 
 
 def test_a_handler_file_stays_within_forty_lines() -> None:
@@ -179,6 +188,7 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
         ("CreateApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("DeleteApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("ListApiKeys", ["DatabaseSecretArn"]),
+        ("SyncSpend", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("MigrateDatabase", ["DatabaseMigratorSecretArn"]),
         ("Reconcile", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
     ],
@@ -261,6 +271,14 @@ def test_each_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
     assert sorted(of_type(resources, "AWS::IAM::Role")) == sorted([f"{name}Role" for name in FUNCTIONS] + schedulers)
     assert of_type(resources, "AWS::IAM::Policy") == {}
     assert of_type(resources, "AWS::IAM::ManagedPolicy") == {}
+
+
+def test_a_run_that_brings_spend_has_let_go_before_the_next_one_comes(resources: dict[str, Any]) -> None:
+    schedule = resources["SyncSpendEveryFiveMinutes"]["Properties"]["ScheduleExpression"]
+    lease_seconds = int(variables(resources, "SyncSpend")["FUNCTION_TIMEOUT_SECONDS"]) + 5
+
+    assert schedule == "rate(5 minutes)"
+    assert lease_seconds < 5 * 60
 
 
 def test_only_create_may_derive_secrets(resources: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ def accepted_delete(service: Service) -> UUID:
 
 def claim(service: Service) -> Claimed | None:
     return settlement_store.claim_due(
-        service.database, lease_seconds=30, first_wait_seconds=60, longest_wait_seconds=900
+        service.database, lease_seconds=30, first_wait_seconds=60, longest_wait_seconds=900, only_deletes=False
     )
 
 

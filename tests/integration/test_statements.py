@@ -42,6 +42,18 @@ def test_no_two_statements_share_a_name():
     assert len(names) == len(set(names))
 
 
+def test_whoever_looks_for_the_caller_looks_for_both_kinds():
+    """By the issuer's subject and, where LiteMaaS's own tokens open the service, by the id of the row."""
+    by_subject = re.compile(r"oauth_provider = %\(provider\)s AND (u\.)?oauth_id = %\(subject\)s")
+    by_both = re.compile(
+        r"\bid = %\(caller_id\)s OR \((u\.)?oauth_provider = %\(provider\)s AND (u\.)?oauth_id = %\(subject\)s\)"
+    )
+    statements = [text for store in STORES for text in statements_in(store)]
+
+    assert sum(len(by_both.findall(text)) for text in statements) > 0
+    assert [text for text in statements if len(by_subject.findall(text)) != len(by_both.findall(text))] == []
+
+
 def checked_values(database: Database, *, table: str, column: str) -> set[str]:
     """What the CHECK of the column allows."""
     with psycopg.connect(database.admin_dsn) as connection:

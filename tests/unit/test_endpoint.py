@@ -1,5 +1,6 @@
 import base64
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -294,6 +295,58 @@ class TestCaller:
         serve(request, lambda asked: seen.append(asked.caller))
 
         assert (seen[0].actor.ip_address, seen[0].actor.user_agent) == kept
+
+
+class TestCallerOfALambdaAuthorizer:
+    """Its answer is cached, so the function looks at the token's end once more."""
+
+    USER_ID = "d14dfa9d-4dc5-478c-ac0a-93acde76e63e"
+
+    @pytest.fixture
+    def request_with(
+        self, event: Events, environment: pytest.MonkeyPatch
+    ) -> Callable[[dict[str, object]], dict[str, Any]]:
+        environment.setenv("SUBJECT_COLUMN", "id")
+        environment.setenv("SUBJECT_CLAIM", "userId")
+
+        def build(said: dict[str, object]) -> dict[str, Any]:
+            request = event("list_api_keys")
+            request["requestContext"]["authorizer"] = {"lambda": said}
+            return request
+
+        return build
+
+    @pytest.mark.parametrize("in_an_hour", [lambda: str(int(time.time()) + 3600), lambda: time.time() + 3600])
+    def test_is_who_the_authorizer_said(self, request_with: Any, in_an_hour: Callable[[], object]):
+        seen: list[Any] = []
+
+        answer = serve(
+            request_with({"userId": self.USER_ID, "exp": in_an_hour()}), lambda request: seen.append(request.caller)
+        )
+
+        assert answer["statusCode"] == 200
+        assert str(seen[0].user_id) == self.USER_ID
+
+    @pytest.mark.parametrize(
+        "exp",
+        [
+            pytest.param("1", id="over"),
+            pytest.param(1, id="over, as a number"),
+            pytest.param("", id="empty"),
+            pytest.param("soon", id="no number"),
+            pytest.param("nan", id="not a number"),
+            pytest.param(None, id="null"),
+        ],
+    )
+    def test_is_refused_unless_the_token_still_lasts(self, request_with: Any, exp: object):
+        answer = serve(request_with({"userId": self.USER_ID, "exp": exp}), lambda request: request.caller)
+
+        assert answer["statusCode"] == 401
+        assert error_of(answer)["code"] == "UNAUTHORIZED"
+
+    @pytest.mark.parametrize("said", [{}, {"userId": USER_ID}], ids=["nothing", "no end"])
+    def test_is_refused_when_the_answer_says_too_little(self, request_with: Any, said: dict[str, object]):
+        assert serve(request_with(said), lambda request: request.caller)["statusCode"] == 401
 
 
 @pytest.mark.usefixtures("environment")

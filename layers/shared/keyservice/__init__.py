@@ -2,12 +2,15 @@
 
 endpoint        API Gateway boundary: Request, Response, @endpoint; the only place an error becomes HTTP
 jobs            the boundary of scheduled jobs
+authorizer      the boundary of the Lambda authorizer
 callers         who calls, from a token's claims
 wiring          builds the parts once per execution environment; the only reader of os.environ
 creation        creating a key: the rules and the order of things (creation_store: its SQL)
 deletion        deleting a key (deletion_store: its SQL)
 listing         listing keys (listing_store: its SQL)
+litemaas_tokens checking the tokens that LiteMaaS itself issues
 settlement      finishing what was interrupted, expiring keys (settlement_store: its SQL)
+spend           bringing spend from LiteLLM into the rows (spend_store: its SQL)
 operations      the operator's view of the journal (operations_store: its SQL)
 reconciliation  comparing LiteLLM's keys with the database's and healing what differs (reconciliation_store: its SQL)
 provenance      whether this database is the one LiteLLM's keys were made from

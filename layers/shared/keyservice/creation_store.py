@@ -10,7 +10,7 @@ from psycopg.types.json import Jsonb
 
 from keyservice.database import Database, Statement
 from keyservice.errors import OutcomeUnknown
-from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, registering, repeated_once
+from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, registering, repeated_once, require_known
 from keyservice.models import Caller, GatewayUser, Idempotency, ModelDetails, NewApiKey, PendingCreate
 
 
@@ -70,7 +70,7 @@ _BEGIN_CREATE = """/* begin_create */
 WITH caller AS (
     SELECT id, is_active, sync_status, max_budget, tpm_limit, rpm_limit, budget_duration
     FROM users
-    WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+    WHERE id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)
 ),
 configured AS (
     SELECT coalesce(s.value -> 'defaults', '{}') AS defaults, coalesce(s.value -> 'maximums', '{}') AS maximums
@@ -332,7 +332,8 @@ def begin_create(
     """T1 of a create, one round trip: the user, the rules, and when none is broken the row (not active), its models,
     the token (intended) and the operation; when one is broken, an audit record and a Refusal that names all.
 
-    Raises IdentityConflict when the username or email belongs to another identity.
+    Raises IdentityConflict when the username or email belongs to another identity, Unauthorized when the caller's row
+    has to be there and is not.
     """
     parameters: dict[str, Any] = {
         **identity(caller),
@@ -363,15 +364,18 @@ def begin_create(
         "drain_seconds": drain_seconds,
         "resume_seconds": resume_seconds,
     }
+    if caller.user_id is None:
+        lock = Statement(_REGISTER_CALLER, identity(caller))
+    else:
+        lock = Statement(LOCK_USER, {"user_id": caller.user_id})
     try:
-        _, rows = registering(
-            database, Statement(_REGISTER_CALLER, identity(caller)), Statement(_BEGIN_CREATE, parameters)
-        )
+        _, rows = registering(database, lock, Statement(_BEGIN_CREATE, parameters))
     except pg.UniqueViolation as error:
         if error.diag.constraint_name not in _OF_A_CREATE:
             raise
         # The same ids are there already: a first try, given up for lost, has committed after all.
         raise OutcomeUnknown from error
+    require_known(caller, rows)
     row = rows[0]
     match row["verdict"]:
         case "otherBody" | "gone" | "undoing" | "running" as hindrance:

@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 
 from keyservice.database import Database, Statement
-from keyservice.journal import LOCK_KEY, audited, identity, repeated_once
+from keyservice.journal import LOCK_KEY, audited, identity, repeated_once, require_known
 from keyservice.models import Caller, PendingDelete
 
 # Locks the key before the next statement takes its snapshot, and only for its owner.
@@ -16,12 +16,12 @@ _LOCK_OWN_KEY = """/* lock_own_key */
 SELECT k.id
 FROM api_keys AS k
 JOIN users AS u ON u.id = k.user_id
-WHERE k.id = %(api_key_id)s AND u.oauth_provider = %(provider)s AND u.oauth_id = %(subject)s
+WHERE k.id = %(api_key_id)s AND (u.id = %(caller_id)s OR (u.oauth_provider = %(provider)s AND u.oauth_id = %(subject)s))
 FOR UPDATE OF k"""
 
 _BEGIN_DELETE = """/* begin_delete */
 WITH caller AS (
-    SELECT id, is_active FROM users WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+    SELECT id, is_active FROM users WHERE id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)
 ),
 owned AS (
     SELECT
@@ -143,6 +143,7 @@ def begin_delete(
         "lease_seconds": lease_seconds,
     }
     _, rows = repeated_once(database, Statement(_LOCK_OWN_KEY, parameters), Statement(_BEGIN_DELETE, parameters))
+    require_known(caller, rows)
     if not rows:
         return "not found"
     if not rows[0]["is_caller_active"]:

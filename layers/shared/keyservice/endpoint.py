@@ -71,10 +71,8 @@ class Request:
 
     @property
     def caller(self) -> Caller:
-        """Raises Unauthorized when the token, which API Gateway has verified, names nobody we can keep."""
-        authorizer: Mapping[str, Any] = self._event["requestContext"].get("authorizer", {})
-        jwt: Mapping[str, Any] = authorizer.get("jwt", {})
-        claims: Mapping[str, Any] = jwt.get("claims", {})
+        """Raises Unauthorized when the token, which has been verified, names nobody we can keep, or has expired."""
+        claims = _verified_claims(self._event["requestContext"].get("authorizer") or {})
         if not claims:
             raise Unauthorized("Authentication required")
         return caller_from_claims(
@@ -158,6 +156,22 @@ def endpoint(operation: str) -> Callable[[Callable[[Request], Response]], Callab
         return handler
 
     return decorate
+
+
+def _verified_claims(authorizer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the JWT authorizer, or of the Lambda authorizer, whose cached answer outlives the token: its `exp` is checked
+    once more. Raises Unauthorized."""
+    answer: Mapping[str, Any] | None = authorizer.get("lambda")
+    if answer is None:
+        jwt: Mapping[str, Any] = authorizer.get("jwt") or {}
+        return jwt.get("claims") or {}
+    try:
+        expires_at = float(answer.get("exp", ""))
+    except (TypeError, ValueError) as error:
+        raise Unauthorized("The token has no usable expiry") from error
+    if not time.time() < expires_at:
+        raise Unauthorized("The token has expired. Log in again.")
+    return answer
 
 
 def _answer(request: Request, status: int, body: object, headers: Mapping[str, str]) -> Answer:

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 
 from keyservice.database import Database, Statement
-from keyservice.journal import identity, reading, registering
+from keyservice.journal import identity, reading, registering, require_known
 from keyservice.models import Caller, ListQuery, ModelDetails
 
 
@@ -50,12 +50,12 @@ class StoredPage(msgspec.Struct, frozen=True, kw_only=True):
 
 _LIST_KEYS = """/* list_keys */
 WITH known AS (
-    SELECT id, is_active FROM users WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+    SELECT id, is_active FROM users WHERE id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)
 ),
 registered AS (
     INSERT INTO users (username, email, full_name, oauth_provider, oauth_id, last_login_at)
     SELECT %(username)s, %(email)s, %(full_name)s, %(provider)s, %(subject)s, now()
-    WHERE NOT EXISTS (SELECT FROM known)
+    WHERE %(caller_id)s::uuid IS NULL AND NOT EXISTS (SELECT FROM known)
     ON CONFLICT (oauth_provider, oauth_id) DO NOTHING
     RETURNING id, is_active
 ),
@@ -115,7 +115,12 @@ SELECT
     CASE WHEN isfinite(page.last_used_at) THEN page.last_used_at END AS last_used_at,
     CASE WHEN isfinite(page.expires_at) THEN page.expires_at END AS expires_at,
     page.max_budget::float8 AS max_budget, page.soft_budget::float8 AS soft_budget, page.tpm_limit, page.rpm_limit,
-    page.max_parallel_requests, page.last_sync_at,
+    page.max_parallel_requests,
+    -- A row that has not changed is not written: all of them were found as they are by the last complete round.
+    CASE WHEN page.last_sync_at IS NOT NULL AND page.is_active AND page.revoked_at IS NULL
+        THEN greatest(page.last_sync_at, (SELECT complete_as_of FROM keyservice_spend_sync))
+        ELSE page.last_sync_at
+    END AS last_sync_at,
     (
         SELECT coalesce(jsonb_agg(jsonb_build_object('id', m.id, 'name', m.name, 'provider', m.provider) ORDER BY m.id), '[]')
         FROM api_key_models AS akm
@@ -145,6 +150,7 @@ def list_keys(database: Database, caller: Caller, query: ListQuery) -> StoredPag
         "subscription_id": query.subscription_id,
     }
     [rows] = reading(lambda: registering(database, Statement(_LIST_KEYS, parameters)))
+    require_known(caller, rows)
     return StoredPage(
         user_id=rows[0]["caller_id"] if rows else None,
         is_caller_active=all(row["is_caller_active"] for row in rows),

@@ -39,15 +39,29 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Who calls, as the token's claims say: an issuer's name and a subject; the database knows the rest."""
+    """Who calls, as the token's claims say; the database knows the rest.
 
-    provider: str
-    subject: str
+    Either an issuer's name and a subject, who is registered at the first request, or `user_id`: a row of `users` that
+    has to be there.
+    """
+
+    user_id: UUID | None = None
+    provider: str | None = None
+    subject: str | None = None
     username: str
     email: str
     full_name: str | None
     roles: tuple[str, ...]
     actor: Actor
+
+
+class TokenClaims(msgspec.Struct, frozen=True, kw_only=True):
+    """What is needed of a token that LiteMaaS issued, times in seconds since 1970; names and roles are the database's."""
+
+    user_id: UUID = msgspec.field(name="userId")
+    iat: float
+    exp: float
+    nbf: float = 0.0
 
 
 class NewApiKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -327,6 +341,19 @@ class ReconcileReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     findings: dict[FindingKind, FindingSummary]
     healed: dict[FindingKind, int]
     failed: int
+
+
+class SpendSynced(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What one run did; `age_seconds` of the oldest spend there may be, None before the first round was complete.
+
+    unfinished = the next run goes on; busy = another run was at work.
+    """
+
+    state: Literal["complete", "unfinished", "busy"]
+    pages: int = 0
+    keys_read: int = 0
+    keys_written: int = 0
+    age_seconds: float | None = None
 
 
 def timestamp(moment: datetime) -> str:

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 
 from keyservice.database import Database, Statement
-from keyservice.journal import audited, reading
+from keyservice.journal import audited, identity, reading, require_known
 from keyservice.models import Caller, OperationQuery
 
 
@@ -36,11 +36,11 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 _LIST_OPERATIONS = """/* list_operations */
 WITH known AS (
-    SELECT id, is_active, roles FROM users WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+    SELECT id, is_active, roles FROM users WHERE id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)
 ),
 caller AS (
     -- One who has no row yet is what the token says.
-    SELECT * FROM known UNION ALL SELECT NULL, true, '{}' WHERE NOT EXISTS (SELECT FROM known)
+    SELECT * FROM known UNION ALL SELECT NULL, true, '{}' WHERE %(caller_id)s::uuid IS NULL AND NOT EXISTS (SELECT FROM known)
 ),
 page AS (
     SELECT o.* FROM api_key_operations AS o
@@ -68,8 +68,7 @@ def list_operations(
 ) -> tuple[Standing, list[StoredOperation]]:
     """Operations in one state, oldest first, at most `limit` + 1; none for a caller who is no administrator."""
     parameters: dict[str, Any] = {
-        "provider": caller.provider,
-        "subject": caller.subject,
+        **identity(caller),
         "claimed_roles": list(caller.roles),
         "state": query.state,
         "limit": query.limit,
@@ -77,17 +76,18 @@ def list_operations(
         "after_id": query.cursor and query.cursor.id,
     }
     [rows] = reading(lambda: database.round_trip(Statement(_LIST_OPERATIONS, parameters)))
+    require_known(caller, rows)
     standing = _standing(rows[0], caller)
     return standing, [msgspec.convert(row, StoredOperation) for row in rows if row["id"] is not None]
 
 
 _RETRY_OPERATION = """/* retry_operation */
 WITH known AS (
-    SELECT id, is_active, roles FROM users WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+    SELECT id, is_active, roles FROM users WHERE id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)
 ),
 caller AS (
     -- One who has no row yet is what the token says.
-    SELECT * FROM known UNION ALL SELECT NULL, true, '{}' WHERE NOT EXISTS (SELECT FROM known)
+    SELECT * FROM known UNION ALL SELECT NULL, true, '{}' WHERE %(caller_id)s::uuid IS NULL AND NOT EXISTS (SELECT FROM known)
 ),
 found AS (
     SELECT o.id, o.state FROM api_key_operations AS o WHERE o.id = %(operation_id)s
@@ -119,13 +119,13 @@ def retry_operation(
 ) -> tuple[Standing, Literal["missing", "over", "due"]]:
     """Makes a pending operation due now, if the caller is an administrator; its holder's lease is left alone."""
     parameters: dict[str, Any] = {
-        "provider": caller.provider,
-        "subject": caller.subject,
+        **identity(caller),
         "claimed_roles": list(caller.roles),
         "operation_id": operation_id,
         **audited(caller.actor),
     }
     [rows] = database.round_trip(Statement(_RETRY_OPERATION, parameters))
+    require_known(caller, rows)
     return _standing(rows[0], caller), rows[0]["outcome"]
 
 

@@ -115,6 +115,7 @@ _GRANTS: tuple[LiteralString, ...] = (
     "GRANT SELECT, INSERT, UPDATE ON api_key_tokens, api_key_operations TO {role}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON keyservice_findings TO {role}",
     "GRANT SELECT, UPDATE ON keyservice_reconciliation TO {role}",
+    "GRANT SELECT, UPDATE ON keyservice_spend_sync TO {role}",
     "GRANT SELECT ON keyservice_installation, keyservice_migrations TO {role}",
 )
 

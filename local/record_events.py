@@ -26,6 +26,7 @@ AUDIENCE = "keyservice"
 SUBJECT = "5d1c9f5e-7b1a-4c55-9a55-3f1f4b1f0c11"
 KEY_ID = "0b5e7c9a-1d2f-4a6b-8c3d-9e0f1a2b3c4d"
 KEYS = "/api/v1/api-keys"
+ADMIN = "/api/v1/admin"
 # What a typical identity provider puts into an access token.
 FULL_CLAIMS: Mapping[str, object] = {
     "aud": AUDIENCE,
@@ -52,6 +53,13 @@ CALLS = {
     "create_api_key": Call(method="POST", path=KEYS, body=NEW_KEY, headers=JSON),
     "list_api_keys": Call(method="GET", path=KEYS),
     "delete_api_key": Call(method="DELETE", path=f"{KEYS}/{KEY_ID}"),
+    "get_api_key": Call(method="GET", path=f"{KEYS}/{KEY_ID}"),
+    "get_api_key_stats": Call(method="GET", path=f"{KEYS}/stats"),
+    "validate_api_key": Call(
+        method="POST", path=f"{KEYS}/validate", body=b'{"key": "sk-not-the-secret-of-any-key"}', headers=JSON
+    ),
+    "list_all_api_keys": Call(method="GET", path=f"{KEYS}/admin/all?userId={SUBJECT}&limit=50"),
+    "list_user_api_keys": Call(method="GET", path=f"{ADMIN}/users/{SUBJECT}/api-keys"),
     "check_health": Call(method="GET", path="/health", claims=None),
     # The awkward ones.
     "create_base64_body": Call(

@@ -7,7 +7,19 @@ import pytest
 
 from tests.architecture.translation import DEPLOYMENT, ROOT, read_template, translate
 
-HTTP_FUNCTIONS = ["CheckHealth", "CreateApiKey", "DeleteApiKey", "ListApiKeys", "ListOperations", "RetryOperation"]
+HTTP_FUNCTIONS = [
+    "CheckHealth",
+    "CreateApiKey",
+    "DeleteApiKey",
+    "GetApiKey",
+    "GetApiKeyStats",
+    "ListAllApiKeys",
+    "ListApiKeys",
+    "ListOperations",
+    "ListUserApiKeys",
+    "RetryOperation",
+    "ValidateApiKey",
+]
 SCHEDULED_FUNCTIONS = ["SettleOperations"]
 FUNCTIONS = sorted([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS, "MigrateDatabase"])
 
@@ -46,6 +58,11 @@ OWN_VARIABLES = {
     },
     "DeleteApiKey": CALLER | {"GATEWAY_CACHE_SECONDS", "GATEWAY_DRAIN_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"},
     "ListApiKeys": CALLER,
+    "GetApiKey": CALLER,
+    "GetApiKeyStats": CALLER,
+    "ListAllApiKeys": CALLER,
+    "ListUserApiKeys": CALLER,
+    "ValidateApiKey": CALLER,
     "ListOperations": CALLER,
     "RetryOperation": CALLER,
     "SettleOperations": {
@@ -115,6 +132,11 @@ def test_every_route_but_health_asks_for_a_token(resources: dict[str, Any]) -> N
         "DELETE /api/v1/api-keys/{id}": ["Jwt"],
         "GET /api/v1/admin/operations": ["Jwt"],
         "GET /api/v1/api-keys": ["Jwt"],
+        "GET /api/v1/api-keys/{id}": ["Jwt"],
+        "GET /api/v1/api-keys/stats": ["Jwt"],
+        "GET /api/v1/api-keys/admin/all": ["Jwt"],
+        "GET /api/v1/admin/users/{userId}/api-keys": ["Jwt"],
+        "POST /api/v1/api-keys/validate": ["Jwt"],
         "GET /health": ["NONE"],
         "POST /api/v1/admin/operations/{id}/retry": ["Jwt"],
         "POST /api/v1/api-keys": ["Jwt"],
@@ -138,6 +160,11 @@ def test_each_route_calls_the_live_version_of_its_function_with_payload_2_0(reso
         "DELETE /api/v1/api-keys/{id}": (["DeleteApiKeyAliaslive"], "2.0"),
         "GET /api/v1/admin/operations": (["ListOperationsAliaslive"], "2.0"),
         "GET /api/v1/api-keys": (["ListApiKeysAliaslive"], "2.0"),
+        "GET /api/v1/api-keys/{id}": (["GetApiKeyAliaslive"], "2.0"),
+        "GET /api/v1/api-keys/stats": (["GetApiKeyStatsAliaslive"], "2.0"),
+        "GET /api/v1/api-keys/admin/all": (["ListAllApiKeysAliaslive"], "2.0"),
+        "GET /api/v1/admin/users/{userId}/api-keys": (["ListUserApiKeysAliaslive"], "2.0"),
+        "POST /api/v1/api-keys/validate": (["ValidateApiKeyAliaslive"], "2.0"),
         "GET /health": (["CheckHealthAliaslive"], "2.0"),
         "POST /api/v1/admin/operations/{id}/retry": (["RetryOperationAliaslive"], "2.0"),
         "POST /api/v1/api-keys": (["CreateApiKeyAliaslive"], "2.0"),
@@ -167,6 +194,11 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
         ("CreateApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("DeleteApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("ListApiKeys", ["DatabaseSecretArn"]),
+        ("GetApiKey", ["DatabaseSecretArn"]),
+        ("GetApiKeyStats", ["DatabaseSecretArn"]),
+        ("ListAllApiKeys", ["DatabaseSecretArn"]),
+        ("ListUserApiKeys", ["DatabaseSecretArn"]),
+        ("ValidateApiKey", ["DatabaseSecretArn"]),
         ("MigrateDatabase", ["DatabaseMigratorSecretArn"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""The life of LiteLLM API keys: create, list, delete, each with its audit record. In reading order:
+"""The life of LiteLLM API keys: create, list, delete, each with its audit record, and who may see what. In reading order:
 
 endpoint        API Gateway boundary: Request, Response, @endpoint; the only place an error becomes HTTP
 jobs            the boundary of scheduled jobs
@@ -6,18 +6,22 @@ callers         who calls, from a token's claims
 wiring          builds the parts once per execution environment; the only reader of os.environ
 creation        creating a key: the rules and the order of things (creation_store: its SQL)
 deletion        deleting a key (deletion_store: its SQL)
-listing         listing keys (listing_store: its SQL)
+listing         showing keys: one, the caller's, a user's, everybody's (listing_store: its SQL)
+key_statistics  counting a caller's keys (key_statistics_store: its SQL)
+validation      whether a secret is that of a working key (validation_store: its SQL)
 settlement      finishing what was interrupted, expiring keys (settlement_store: its SQL)
 operations      the operator's view of the journal (operations_store: its SQL)
 health          whether each backend answers
 schema          applies migrations/*.sql
+standing        who may do what: the roles
 model_catalog   the models LiteLLM serves, remembered for a minute
+key_status      what a key is at the moment, in one word of SQL
 journal         what every change shares: locks, whose change it is, giving an operation back
 litellm         the LiteLLM client; the only module that imports httpx
 derivation      deriving a key's secret with KMS
 database        one connection per environment; reopens a stale one
 secret_values   reading Secrets Manager
-queries         what the query strings of lists have in common
+queries         what the query strings of lists have in common: numbers, ids, cursors
 decoding        turns untrusted JSON into models and reports every violation at once
 telemetry       the one logger and the one set of metrics
 models          shapes: NewApiKey, Caller, PendingCreate, ListQuery

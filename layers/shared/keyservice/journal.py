@@ -88,12 +88,14 @@ def repeated_once(database: Database, *statements: Statement) -> list[Rows]:
 
 
 def identity(caller: Caller) -> dict[str, Any]:
+    """The parameters that statements find, register and judge a caller by."""
     return {
         "provider": caller.provider,
         "subject": caller.subject,
         "username": caller.username,
         "email": caller.email,
         "full_name": caller.full_name,
+        "claimed_roles": list(caller.roles),
     }
 
 

@@ -180,7 +180,7 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """The query of GET /api/v1/api-keys, checked."""
+    """The query of a list of keys, checked."""
 
     page: int = 1
     limit: int = 20
@@ -188,6 +188,8 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
     is_active: bool | None = None
     model_ids: list[str] | None = None
     subscription_id: UUID | None = None
+    user_id: UUID | None = None
+    """Only where administrators look at the keys of others."""
 
 
 class ListedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -219,6 +221,13 @@ class ListedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     spend_as_of: str | UnsetType = UNSET
 
 
+class FoundKey(msgspec.Struct, frozen=True, kw_only=True):
+    """`entity_tag`: the value of the header ETag, quotes included."""
+
+    key: ListedKey
+    entity_tag: str
+
+
 class Pagination(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     page: int | UnsetType = UNSET
     limit: int
@@ -230,6 +239,25 @@ class Pagination(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class KeyPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[ListedKey]
     pagination: Pagination
+
+
+class KeyStatistics(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    total: int
+    active: int
+    expired: int
+    revoked: int
+    by_subscription: dict[str, int]
+    by_model: dict[str, int]
+
+
+class KeyToValidate(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of POST /api/v1/api-keys/validate; `key` is a secret."""
+
+    key: str
+
+
+class ValidatedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    is_valid: bool
 
 
 class OperationQuery(msgspec.Struct, frozen=True, kw_only=True):

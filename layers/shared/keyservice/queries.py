@@ -1,14 +1,15 @@
-"""What the query strings of lists have in common: whole numbers and cursors."""
+"""What the query strings of lists have in common: numbers, ids and cursors."""
 
 import base64
 import binascii
 import re
 from collections.abc import Mapping
+from uuid import UUID
 
 import msgspec
 
 from keyservice.errors import Violation
-from keyservice.models import Cursor
+from keyservice.models import Cursor, parse_uuid
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -24,6 +25,20 @@ def parse_whole_number(
         return int(text)
     violations.append(Violation(name, f"must be a whole number from 1 to {maximum}", "range"))
     return default
+
+
+def parse_boolean(parameters: Mapping[str, str], name: str, *, violations: list[Violation]) -> bool | None:
+    value = {"true": True, "false": False}.get(parameters.get(name, ""))
+    if value is None and name in parameters:
+        violations.append(Violation(name, "must be true or false", "type"))
+    return value
+
+
+def parse_id(parameters: Mapping[str, str], name: str, *, violations: list[Violation]) -> UUID | None:
+    parsed = parse_uuid(parameters.get(name, ""))
+    if parsed is None and name in parameters:
+        violations.append(Violation(name, "must be a UUID", "format"))
+    return parsed
 
 
 def encode_cursor(cursor: Cursor) -> str:

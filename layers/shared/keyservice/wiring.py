@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from keyservice.creation import KeyCreation
     from keyservice.deletion import KeyDeletion
     from keyservice.health import HealthCheck
+    from keyservice.key_statistics import Statistics
     from keyservice.listing import KeyListing
     from keyservice.litellm import LiteLLM
     from keyservice.operations import Operations
     from keyservice.schema import Migrated
     from keyservice.settlement import Settlement
+    from keyservice.validation import KeyValidation
 
 
 @cache
@@ -86,6 +88,20 @@ def key_listing() -> "KeyListing":
     from keyservice.listing import KeyListing
 
     return KeyListing(database=database())
+
+
+@cache
+def key_statistics() -> "Statistics":
+    from keyservice.key_statistics import Statistics
+
+    return Statistics(database=database())
+
+
+@cache
+def key_validation() -> "KeyValidation":
+    from keyservice.validation import KeyValidation
+
+    return KeyValidation(database=database())
 
 
 @cache

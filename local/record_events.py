@@ -36,6 +36,7 @@ FULL_CLAIMS: Mapping[str, object] = {
     "name": "Alice Example",
     "roles": ["user", "admin"],
 }
+KEY_DEFAULTS = json.dumps({"defaults": {"maxBudget": 5}, "maximums": {"maxBudget": 50, "rpmLimit": 600}}).encode()
 NEW_KEY = json.dumps({"name": "Research", "modelIds": ["gpt-4o", "gpt-4o-mini"]}).encode()
 JSON = {"content-type": "application/json"}
 
@@ -60,6 +61,9 @@ CALLS = {
     ),
     "list_all_api_keys": Call(method="GET", path=f"{KEYS}/admin/all?userId={SUBJECT}&limit=50"),
     "list_user_api_keys": Call(method="GET", path=f"{ADMIN}/users/{SUBJECT}/api-keys"),
+    "get_key_defaults": Call(method="GET", path="/api/v1/config/api-key-defaults"),
+    "get_key_defaults_as_admin": Call(method="GET", path=f"{ADMIN}/settings/api-key-defaults"),
+    "set_key_defaults": Call(method="PUT", path=f"{ADMIN}/settings/api-key-defaults", body=KEY_DEFAULTS, headers=JSON),
     "check_health": Call(method="GET", path="/health", claims=None),
     # The awkward ones.
     "create_base64_body": Call(

@@ -33,6 +33,9 @@ ROUTES = {
     "list all": Route("GET", f"{KEYS}/admin/all"),
     "list of a user": Route("GET", f"{ADMIN}/users/{{userId}}/api-keys"),
     "validate": Route("POST", f"{KEYS}/validate", {"key": "x"}),
+    "read defaults": Route("GET", "/api/v1/config/api-key-defaults"),
+    "read defaults as admin": Route("GET", f"{ADMIN}/settings/api-key-defaults"),
+    "set defaults": Route("PUT", f"{ADMIN}/settings/api-key-defaults", {"defaults": {}, "maximums": {}}),
     "operations": Route("GET", f"{ADMIN}/operations"),
     "retry": Route("POST", f"{ADMIN}/operations/{{id}}/retry"),
 }
@@ -47,6 +50,9 @@ ALLOWED = {
     "list all": (403, 403, 403, 200, 200),
     "list of a user": (403, 403, 403, 200, 200),
     "validate": (403, 403, 403, 200, 200),
+    "read defaults": (200, 200, 200, 200, 200),
+    "read defaults as admin": (403, 403, 403, 200, 200),
+    "set defaults": (403, 403, 403, 403, 200),
     "operations": (403, 403, 403, 200, 200),
     "retry": (403, 403, 403, 403, 404),
 }

@@ -13,6 +13,7 @@ settlement      finishing what was interrupted, expiring keys (settlement_store:
 operations      the operator's view of the journal (operations_store: its SQL)
 health          whether each backend answers
 schema          applies migrations/*.sql
+key_defaults    the defaults and maximums of keys (key_defaults_store: its SQL)
 standing        who may do what: the roles
 model_catalog   the models LiteLLM serves, remembered for a minute
 key_status      what a key is at the moment, in one word of SQL

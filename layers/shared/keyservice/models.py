@@ -14,6 +14,7 @@ _MAX_MONEY = 99_999_999.99  # numeric(10,2)
 type ModelId = Annotated[str, Meta(min_length=1, max_length=255)]
 type Money = Annotated[float, Meta(ge=0, le=_MAX_MONEY)]
 type Limit = Annotated[int, Meta(ge=0, le=_MAX_INTEGER)]
+type ExpirationDays = Annotated[int, Meta(ge=1, le=3650)]  # a key lives 10 years at most
 # LiteLLM 1.106.0 takes daily, weekly, monthly, 1mo and N s/m/h/d/w; of `yearly` it knows only 365d (see litellm.py).
 type BudgetDuration = Annotated[str, Meta(pattern=r"^(daily|weekly|monthly|yearly|1mo|[1-9][0-9]{0,4}[smhdw])$")]
 
@@ -258,6 +259,33 @@ class KeyToValidate(msgspec.Struct, frozen=True, kw_only=True):
 
 class ValidatedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     is_valid: bool
+
+
+class DefaultSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a key gets that asks for nothing else; None means nothing."""
+
+    max_budget: Money | None = None
+    tpm_limit: Limit | None = None
+    rpm_limit: Limit | None = None
+    budget_duration: BudgetDuration | None = None
+    soft_budget: Money | None = None
+    expiration_days: ExpirationDays | None = None
+
+
+class MaximumSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a key may have at most; None means any amount."""
+
+    max_budget: Money | None = None
+    tpm_limit: Limit | None = None
+    rpm_limit: Limit | None = None
+    expiration_days: ExpirationDays | None = None
+
+
+class KeyDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """system_settings.api_key_defaults: stored, sent and answered in this shape, with null for what is not set."""
+
+    defaults: DefaultSettings
+    maximums: MaximumSettings
 
 
 class OperationQuery(msgspec.Struct, frozen=True, kw_only=True):

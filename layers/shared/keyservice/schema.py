@@ -108,7 +108,8 @@ def _require_role(cursor: psycopg.Cursor[DictRow], app_user: str) -> None:
 _GRANTS: tuple[LiteralString, ...] = (
     "GRANT SELECT, INSERT, UPDATE ON users TO {role}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON api_keys, api_key_models TO {role}",
-    "GRANT SELECT ON subscriptions, teams, team_members, system_settings TO {role}",
+    "GRANT SELECT ON subscriptions, teams, team_members TO {role}",
+    "GRANT SELECT, INSERT, UPDATE ON system_settings TO {role}",
     "GRANT SELECT, INSERT ON models TO {role}",
     "GRANT SELECT, INSERT ON audit_logs TO {role}",
     "GRANT SELECT, INSERT, UPDATE ON api_key_tokens, api_key_operations TO {role}",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from keyservice.creation import KeyCreation
     from keyservice.deletion import KeyDeletion
     from keyservice.health import HealthCheck
+    from keyservice.key_defaults import Defaults
     from keyservice.key_statistics import Statistics
     from keyservice.listing import KeyListing
     from keyservice.litellm import LiteLLM
@@ -102,6 +103,13 @@ def key_validation() -> "KeyValidation":
     from keyservice.validation import KeyValidation
 
     return KeyValidation(database=database())
+
+
+@cache
+def key_defaults() -> "Defaults":
+    from keyservice.key_defaults import Defaults
+
+    return Defaults(database=database())
 
 
 @cache

@@ -64,6 +64,11 @@ CALLS = {
     "get_key_defaults": Call(method="GET", path="/api/v1/config/api-key-defaults"),
     "get_key_defaults_as_admin": Call(method="GET", path=f"{ADMIN}/settings/api-key-defaults"),
     "set_key_defaults": Call(method="PUT", path=f"{ADMIN}/settings/api-key-defaults", body=KEY_DEFAULTS, headers=JSON),
+    "list_audit_records": Call(
+        method="GET",
+        path=f"{ADMIN}/audit?action=API_KEY_DELETE&from=2026-11-01T00:00:00Z",
+        headers={"accept": "application/x-ndjson"},
+    ),
     "check_health": Call(method="GET", path="/health", claims=None),
     # The awkward ones.
     "create_base64_body": Call(

@@ -36,6 +36,7 @@ ROUTES = {
     "read defaults": Route("GET", "/api/v1/config/api-key-defaults"),
     "read defaults as admin": Route("GET", f"{ADMIN}/settings/api-key-defaults"),
     "set defaults": Route("PUT", f"{ADMIN}/settings/api-key-defaults", {"defaults": {}, "maximums": {}}),
+    "audit": Route("GET", f"{ADMIN}/audit"),
     "operations": Route("GET", f"{ADMIN}/operations"),
     "retry": Route("POST", f"{ADMIN}/operations/{{id}}/retry"),
 }
@@ -53,6 +54,7 @@ ALLOWED = {
     "read defaults": (200, 200, 200, 200, 200),
     "read defaults as admin": (403, 403, 403, 200, 200),
     "set defaults": (403, 403, 403, 403, 200),
+    "audit": (403, 403, 403, 200, 200),
     "operations": (403, 403, 403, 200, 200),
     "retry": (403, 403, 403, 403, 404),
 }

@@ -14,6 +14,7 @@ operations      the operator's view of the journal (operations_store: its SQL)
 health          whether each backend answers
 schema          applies migrations/*.sql
 key_defaults    the defaults and maximums of keys (key_defaults_store: its SQL)
+audit_trail     the audit records, page by page (audit_trail_store: its SQL)
 standing        who may do what: the roles
 model_catalog   the models LiteLLM serves, remembered for a minute
 key_status      what a key is at the moment, in one word of SQL
@@ -22,7 +23,7 @@ litellm         the LiteLLM client; the only module that imports httpx
 derivation      deriving a key's secret with KMS
 database        one connection per environment; reopens a stale one
 secret_values   reading Secrets Manager
-queries         what the query strings of lists have in common: numbers, ids, cursors
+queries         what the query strings of lists have in common: numbers, ids, moments, cursors
 decoding        turns untrusted JSON into models and reports every violation at once
 telemetry       the one logger and the one set of metrics
 models          shapes: NewApiKey, Caller, PendingCreate, ListQuery

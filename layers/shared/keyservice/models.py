@@ -323,6 +323,53 @@ class OperationPage(msgspec.Struct, frozen=True, kw_only=True):
     pagination: CursorPage
 
 
+class AuditQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """The query of GET /api/v1/admin/audit, checked; from `start` to before `end`, with every one of the words."""
+
+    limit: int
+    cursor: Cursor | None = None
+    action: str | None = None
+    user_id: UUID | None = None
+    resource_id: str | None = None
+    success: bool | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    words: list[str] = []
+
+
+class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """`user_id`, `username` and `email` are those of who did it. `is_truncated`: its large fields were left out."""
+
+    id: UUID
+    created_at: str
+    action: str
+    resource_type: str
+    resource_id: str | UnsetType = UNSET
+    user_id: UUID | UnsetType = UNSET
+    username: str | UnsetType = UNSET
+    email: str | UnsetType = UNSET
+    success: bool
+    error_message: str | UnsetType = UNSET
+    ip_address: str | UnsetType = UNSET
+    user_agent: str | UnsetType = UNSET
+    metadata: Any = UNSET
+    old_values: Any = UNSET
+    new_values: Any = UNSET
+    is_truncated: bool = False
+
+
+class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[AuditRecord]
+    pagination: CursorPage
+
+
+class RecordLines(msgspec.Struct, frozen=True, kw_only=True):
+    """A page as NDJSON; `next_query` asks for the one that follows."""
+
+    text: str
+    next_query: str | None
+
+
 class RetriedOperation(msgspec.Struct, frozen=True, kw_only=True):
     id: UUID
     message: str

@@ -12,6 +12,7 @@ from keyservice.secret_values import SecretValues
 from keyservice.settings import Settings
 
 if TYPE_CHECKING:
+    from keyservice.audit_trail import AuditTrail
     from keyservice.creation import KeyCreation
     from keyservice.deletion import KeyDeletion
     from keyservice.health import HealthCheck
@@ -110,6 +111,13 @@ def key_defaults() -> "Defaults":
     from keyservice.key_defaults import Defaults
 
     return Defaults(database=database())
+
+
+@cache
+def audit_trail() -> "AuditTrail":
+    from keyservice.audit_trail import AuditTrail
+
+    return AuditTrail(database=database())
 
 
 @cache

@@ -1,6 +1,7 @@
 """The SQL itself: its names, its indexes, and that its enumerations are Python's."""
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +25,16 @@ SQL = re.compile(r"\s*(/\*|(WITH|SELECT|INSERT|UPDATE|DELETE)\b)")
 
 
 def statements_in(store: Path) -> list[str]:
-    constants = (node.value for node in ast.walk(ast.parse(store.read_text())) if isinstance(node, ast.Constant))
-    return [text for text in constants if isinstance(text, str) and SQL.match(text)]
+    """What the module itself assigns, joined from its parts; what it only imports is another module's."""
+    module = importlib.import_module(f"keyservice.{store.stem}")
+    assigned = {
+        target.id
+        for node in ast.parse(store.read_text()).body
+        for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
+        if isinstance(target, ast.Name)
+    }
+    texts = [value for name, value in vars(module).items() if name in assigned and isinstance(value, str)]
+    return [text for text in texts if SQL.match(text)]
 
 
 @pytest.mark.parametrize("store", STORES, ids=lambda path: path.stem)

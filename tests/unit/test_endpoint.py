@@ -55,7 +55,37 @@ def raising(error: Exception) -> Callable[[Request], Any]:
     return handler
 
 
+class TestAcceptedMediaType:
+    @pytest.mark.parametrize(
+        ("accept", "is_accepted"),
+        [
+            pytest.param("application/x-ndjson", True, id="alone"),
+            pytest.param("text/html, Application/X-NDJSON; q=0.5", True, id="among others"),
+            pytest.param("application/json", False, id="another"),
+            pytest.param("*/*", False, id="anything"),
+            pytest.param("", False, id="empty"),
+        ],
+    )
+    def test_is_one_asked_for_by_its_name(self, event: Events, *, accept: str, is_accepted: bool):
+        recorded = event("list_api_keys")
+        recorded["headers"]["accept"] = accept
+        seen: list[bool] = []
+
+        serve(recorded, lambda request: seen.append(request.accepts("application/x-ndjson")))
+
+        assert seen == [is_accepted]
+
+
 class TestAnswer:
+    def test_may_be_text_of_another_type(self, event: Events):
+        lines = Response(status=200, body='{"a":1}\n', content_type="application/x-ndjson")
+
+        answer = serve(event("list_api_keys"), lambda _: lines)
+
+        assert answer["body"] == '{"a":1}\n'
+        assert answer["headers"]["content-type"] == "application/x-ndjson"
+        assert answer["headers"]["cache-control"] == "no-store"
+
     def test_is_json_that_nobody_may_keep(self, event: Events):
         answer = serve(event("list_api_keys"))
 

@@ -35,6 +35,7 @@ RESERVED_SECONDS = 10.0
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _MAX_USER_AGENT = 512
+_JSON = "application/json; charset=utf-8"
 
 type Event = Mapping[str, Any]
 type Answer = dict[str, Any]
@@ -97,6 +98,11 @@ class Request:
             return key
         raise invalid([Violation("Idempotency-Key", "must be 1 to 255 printable ASCII characters", "format")])
 
+    def accepts(self, media_type: str) -> bool:
+        """Whether the caller asks for this media type by its name; wildcards and preferences are not weighed."""
+        asked = self.headers.get("accept", "").lower().split(",")
+        return media_type in [part.split(";")[0].strip() for part in asked]
+
     def gateway_deadline(self) -> Deadline:
         """By when all LiteLLM calls of this request have to be over."""
         remaining = self._context.get_remaining_time_in_millis() / 1000
@@ -120,10 +126,11 @@ class Request:
 
 
 class Response(Struct, frozen=True, kw_only=True):
-    """`body` is encoded as JSON; nothing in it is null."""
+    """`body` is encoded as JSON, unless it is text already."""
 
     status: int
-    body: Struct
+    body: Struct | str
+    content_type: str = _JSON
     headers: Mapping[str, str] = {}
 
 
@@ -142,7 +149,7 @@ def endpoint(operation: str) -> Callable[[Callable[[Request], Response]], Callab
             code = "OK"
             try:
                 response = serve(request)
-                answer = _answer(request, response.status, response.body, response.headers)
+                answer = _response_answer(request, response)
             except ServiceError as error:
                 code = error.code
                 answer = _error_answer(request, error)
@@ -174,18 +181,23 @@ def _verified_claims(authorizer: Mapping[str, Any]) -> Mapping[str, Any]:
     return answer
 
 
-def _answer(request: Request, status: int, body: object, headers: Mapping[str, str]) -> Answer:
+def _response_answer(request: Request, response: Response) -> Answer:
+    body = response.body if isinstance(response.body, str) else msgspec.json.encode(response.body).decode()
+    return _answer(request, response.status, body, {"content-type": response.content_type, **response.headers})
+
+
+def _answer(request: Request, status: int, body: str, headers: Mapping[str, str]) -> Answer:
     return {
         "statusCode": status,
         "headers": {
-            "content-type": "application/json; charset=utf-8",
+            "content-type": _JSON,
             "cache-control": "no-store",
             "x-request-id": request.request_id,
             **({"x-correlation-id": request.correlation_id} if request.correlation_id else {}),
             **request.notices,
             **headers,
         },
-        "body": msgspec.json.encode(body).decode(),
+        "body": body,
         "isBase64Encoded": False,
     }
 
@@ -206,7 +218,7 @@ def _error_answer(request: Request, error: ServiceError) -> Answer:
     if error.retry_after_seconds is not None:
         envelope["retry"] = {"retryable": True, "retryAfter": error.retry_after_seconds}
         headers["retry-after"] = str(error.retry_after_seconds)
-    return _answer(request, error.status, {"error": envelope}, headers)
+    return _answer(request, error.status, msgspec.json.encode({"error": envelope}).decode(), headers)
 
 
 def _record(operation: str, request: Request, status: int, code: str, duration_ms: float) -> None:

@@ -125,8 +125,9 @@ def repeated_once(database: Database, *statements: Statement) -> list[Rows]:
 
 
 def identity(caller: Caller) -> dict[str, Any]:
-    """What finds the caller's row: `id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)`.
-    The half that does not apply is null and matches nothing."""
+    """The parameters that statements find, register and judge a caller by. What finds the row is
+    `id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)`: the half that does not apply is
+    null and matches nothing."""
     return {
         "caller_id": caller.user_id,
         "provider": caller.provider,
@@ -134,6 +135,7 @@ def identity(caller: Caller) -> dict[str, Any]:
         "username": caller.username,
         "email": caller.email,
         "full_name": caller.full_name,
+        "claimed_roles": list(caller.roles),
     }
 
 

@@ -11,10 +11,13 @@ from keyservice.secret_values import SecretValues
 from keyservice.settings import Settings
 
 if TYPE_CHECKING:
+    from keyservice.audit_trail import AuditTrail
     from keyservice.creation import KeyCreation
     from keyservice.database import Database
     from keyservice.deletion import KeyDeletion
     from keyservice.health import HealthCheck
+    from keyservice.key_defaults import Defaults
+    from keyservice.key_statistics import Statistics
     from keyservice.listing import KeyListing
     from keyservice.litellm import LiteLLM
     from keyservice.litemaas_tokens import LiteMaaSTokens
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from keyservice.schema import Migrated
     from keyservice.settlement import Settlement
     from keyservice.spend import SpendSync
+    from keyservice.validation import KeyValidation
 
 
 @cache
@@ -99,6 +103,34 @@ def key_listing() -> "KeyListing":
     from keyservice.listing import KeyListing
 
     return KeyListing(database=database())
+
+
+@cache
+def key_statistics() -> "Statistics":
+    from keyservice.key_statistics import Statistics
+
+    return Statistics(database=database())
+
+
+@cache
+def key_validation() -> "KeyValidation":
+    from keyservice.validation import KeyValidation
+
+    return KeyValidation(database=database())
+
+
+@cache
+def key_defaults() -> "Defaults":
+    from keyservice.key_defaults import Defaults
+
+    return Defaults(database=database())
+
+
+@cache
+def audit_trail() -> "AuditTrail":
+    from keyservice.audit_trail import AuditTrail
+
+    return AuditTrail(database=database())
 
 
 @cache

@@ -19,9 +19,9 @@ def test_an_own_key_looks_as_in_the_list(service: Service, alice: Person):
     assert answer.headers["cache-control"] == "no-store"
     assert answer.json() == listed
     assert list(answer.json()) == [
-        *("id", "userId", "keyPrefix", "models", "createdAt", "isActive", "status", "name", "modelDetails"),
-        *("currentSpend", "budgetDuration", "modelMaxBudget", "modelRpmLimit", "modelTpmLimit", "metadata"),
-        *("maxBudget", "spendAsOf"),
+        *("id", "keyPrefix", "models", "createdAt", "isActive", "name", "modelDetails", "maxBudget", "currentSpend"),
+        *("budgetDuration", "modelMaxBudget", "modelRpmLimit", "modelTpmLimit", "metadata"),
+        *("userId", "status", "spendAsOf"),
     ]
 
 

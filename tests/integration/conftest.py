@@ -1,7 +1,6 @@
 """The service's classes on real parts: PostgreSQL as the app role, the LiteLLM stand-in, KMS and Secrets Manager."""
 
 import os
-import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -65,7 +64,5 @@ def service(
     with Service(
         cloud=cloud, database=database, litellm=litellm, gateway_faults=gateway_faults, database_faults=database_faults
     ) as service:
-        # LiteLLM is the same for all tests: without a mark of its own, a database would see the others' keys as its own.
-        service.rows("UPDATE keyservice_installation SET mark = %s", [f"lmk-{secrets.token_hex(6)}"])
         service.subscribe("alice", models=["gpt-4o", "gpt-4o-mini"])
         yield service

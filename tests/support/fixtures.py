@@ -1,6 +1,7 @@
 """Real parts for tests: a PostgreSQL, a database of its own for each test, a LiteLLM, and proxies that break them."""
 
 import itertools
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,9 @@ def database_passwords(postgres: PostgresServer) -> Passwords:
 def database(postgres: PostgresServer, database_passwords: Passwords) -> Iterator[Database]:
     name = f"test_{next(_numbers)}"
     postgres.create_database(name, owner=MIGRATOR, template=TEMPLATE)
+    # A mark of its own: with the template's the tests' databases would be clones, whose keys the service leaves alone.
+    with psycopg.connect(postgres.admin_dsn(name)) as connection:
+        connection.execute("UPDATE keyservice_installation SET mark = %s", [f"lmk-{secrets.token_hex(6)}"])
     yield Database(server=postgres, name=name, passwords=database_passwords)
     postgres.drop_database(name)
 

@@ -45,6 +45,13 @@ def test_the_secret_of_a_key_that_litemaas_made_is_valid(alice: Person, admin: P
     assert is_valid(admin, "sk-made-by-litemaas-1") is True
 
 
+def test_a_secret_that_litemaas_gave_a_key_of_ours_is_valid(service: Service, alice: Person, admin: Person):
+    key, secret = alice.has_key(), "sk-made-by-litemaas-2"
+    service.rows("UPDATE api_keys SET key_hash = %(hash)s WHERE id = %(id)s", hash=hash_of(secret), id=key["id"])
+
+    assert is_valid(admin, secret) is True
+
+
 @pytest.mark.parametrize(
     "secret", ["x", "", "sk-" + "0" * 64, "ключ"], ids=["garbage", "empty", "unknown", "not ASCII"]
 )

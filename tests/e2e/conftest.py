@@ -60,6 +60,7 @@ def shared_fragile_service(
                 "DatabaseHost": str(database_faults.socket_directory),
                 "DatabasePort": str(database_faults.port),
                 "DatabaseName": "fragile",
+                "ExpiryMode": "delete",
             },
             # A LiteLLM that never answers shall not hold up the tests for long.
             extra_environment={"LITELLM_BUDGET_SECONDS": "2"},
@@ -91,6 +92,16 @@ def fragile_service(shared_fragile_service: FragileService) -> Iterator[FragileS
     yield shared_fragile_service
     shared_fragile_service.gateway_faults.clear()
     shared_fragile_service.database_faults.clear()
+
+
+@pytest.fixture
+def settling_service(fragile_service: FragileService) -> FragileService:
+    """Nothing that other tests have left pending or expired is going to be settled."""
+    fragile_service.settle()
+    fragile_service.rows(
+        "UPDATE api_key_operations SET next_attempt_at = now() + interval '1 day' WHERE state = 'pending'"
+    )
+    return fragile_service
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import hashlib
 import itertools
+import os
+import signal
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -20,6 +22,7 @@ from local.seed import subscribe
 from local.stack import LocalStack
 
 KEYS = "/api/v1/api-keys"
+OPERATIONS = "/api/v1/admin/operations"
 MODELS = ["gpt-4o", "gpt-4o-mini", "claude-sonnet"]
 USER_AGENT = "e2e-tests/1.0"
 
@@ -112,7 +115,10 @@ class Service:
     ) -> httpx.Response:
         authorization = {} if token is None else {"authorization": f"Bearer {token}"}
         answer = self.http.request(
-            method, f"{self.stack.url}{path}", headers={**authorization, **(headers or {})}, **arguments
+            method,
+            f"{self.stack.url}{path}",
+            headers=httpx.Headers({**authorization, **(headers or {})}, encoding="utf-8"),
+            **arguments,
         )
         self.ledger.keep(answer)
         return answer
@@ -178,7 +184,43 @@ class Service:
         body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
         return self.gateway("POST", "/chat/completions", key=secret, json=body).status_code
 
-    # The operator.
+    # The operator, and time.
+
+    def settle(self) -> Row:
+        """What one run of settle_operations reports."""
+        return self.stack.invoke("SettleOperations")
+
+    def make_due(self, key_id: str) -> None:
+        """Whoever had begun the key's operation has no time left for it, and the wait for the next attempt is over."""
+        self.rows(
+            "UPDATE api_key_operations SET next_attempt_at = now(), lease_until = now()"
+            " WHERE api_key_id = %(id)s AND state = 'pending'",
+            id=key_id,
+        )
+
+    def end_drain(self, key_id: str) -> None:
+        """From now on no request to LiteLLM that was never answered can be carried out any more."""
+        self.rows("UPDATE api_key_tokens SET unsafe_until = now() WHERE api_key_id = %(id)s", id=key_id)
+
+    @contextmanager
+    def litellm_down(self) -> Generator[None]:
+        litellm = self.stack.litellm
+        assert litellm is not None
+        litellm.stop()
+        try:
+            yield
+        finally:
+            litellm.start()
+
+    def kill_workers(self, function: str) -> None:
+        """Returns when no later request can be given to one of them."""
+        killed = self.stack.worker_pids(function)
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while set(killed) & set(self.stack.worker_pids(function)):
+            assert time.monotonic() < deadline, "the end of the workers is not noticed"
+            time.sleep(0.02)
 
     def end_database_connections(self) -> int:
         """How many of the functions' connections were ended."""
@@ -275,11 +317,21 @@ class Person:
     def delete(self, key_id: str, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
         return self.service.call("DELETE", f"{KEYS}/{key_id}", token=self.token, headers=headers)
 
+    def create_once(self, idempotency_key: str, **fields: Any) -> httpx.Response:
+        """A create that may be repeated."""
+        self.service.ledger.secrets[idempotency_key] = "an Idempotency-Key"
+        return self.create({"modelIds": ["gpt-4o"], **fields}, headers={"idempotency-key": idempotency_key})
+
     def has_key(self, **fields: Any) -> Row:
         """A new key: the answer's body."""
         answer = self.create({"modelIds": ["gpt-4o"], **fields})
         assert answer.status_code == 201, answer.text
         return answer.json()
+
+    def only_key(self) -> str:
+        """The id of the one key the person has."""
+        [row] = self.key_rows()
+        return str(row["id"])
 
     def listed(self, query: str = "") -> list[Row]:
         answer = self.get(query)

@@ -6,12 +6,14 @@ from uuid import uuid4
 
 import pytest
 
-from tests.e2e.service import KEYS, Person, Service, error_of
+from tests.e2e.service import KEYS, OPERATIONS, Person, Service, error_of
 
 ROUTES = [
     pytest.param("POST", KEYS, id="create"),
     pytest.param("GET", KEYS, id="list"),
     pytest.param("DELETE", f"{KEYS}/99999999-9999-4999-8999-999999999999", id="delete"),
+    pytest.param("GET", OPERATIONS, id="operations"),
+    pytest.param("POST", f"{OPERATIONS}/99999999-9999-4999-8999-999999999999/retry", id="retry"),
 ]
 CORRELATION_ID = "7d444840-9dc0-41d1-b245-5ffdce74fad2"
 

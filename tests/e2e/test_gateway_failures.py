@@ -1,7 +1,5 @@
 """LiteLLM is down, slow, broken or refuses: the answer says so, the next request works, nothing is lost."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -19,33 +17,11 @@ def frank(fragile_service: FragileService) -> Person:
     return person
 
 
-@contextmanager
-def litellm_down(service: Service) -> Generator[None]:
-    litellm = service.stack.litellm
-    assert litellm is not None
-    litellm.stop()
-    try:
-        yield
-    finally:
-        litellm.start()
-
-
-def only_key(person: Person) -> str:
-    """The id of the one key the person has."""
-    [row] = person.key_rows()
-    return str(row["id"])
-
-
-def let_time_pass(service: Service, key_id: str) -> None:
-    """From now on no request to LiteLLM that was never answered can be carried out any more."""
-    service.rows("UPDATE api_key_tokens SET unsafe_until = now() WHERE api_key_id = %(id)s", id=key_id)
-
-
 # LiteLLM's process is gone.
 
 
 def test_a_create_while_litellm_is_down_stays_pending_and_the_next_one_works(service: Service, alice: Person):
-    with litellm_down(service):
+    with service.litellm_down():
         refused = alice.create({"modelIds": ["gpt-4o"], "name": "in vain"})
         [pending] = alice.listed()
 
@@ -60,9 +36,9 @@ def test_a_create_while_litellm_is_down_stays_pending_and_the_next_one_works(ser
 
 
 def test_a_pending_create_can_be_deleted_once_litellm_is_back(service: Service, alice: Person):
-    with litellm_down(service):
+    with service.litellm_down():
         alice.create({"modelIds": ["gpt-4o"]})
-    key_id = only_key(alice)
+    key_id = alice.only_key()
 
     answer = alice.delete(key_id)
 
@@ -75,7 +51,7 @@ def test_a_pending_create_can_be_deleted_once_litellm_is_back(service: Service, 
 def test_a_delete_while_litellm_is_down_is_accepted_and_a_repeated_one_finishes_it(service: Service, alice: Person):
     key = alice.has_key()
 
-    with litellm_down(service):
+    with service.litellm_down():
         accepted = alice.delete(key["id"])
         again = alice.delete(key["id"])
         [deleting] = alice.listed()
@@ -96,7 +72,7 @@ def test_a_delete_while_litellm_is_down_is_accepted_and_a_repeated_one_finishes_
 def test_the_list_does_not_need_litellm(service: Service, alice: Person):
     key = alice.has_key()
 
-    with litellm_down(service):
+    with service.litellm_down():
         listed = alice.listed()
 
     assert [(row["id"], row["status"]) for row in listed] == [(key["id"], "active")]
@@ -122,7 +98,7 @@ def test_a_create_that_litellm_does_not_confirm_is_pending_until_it_is_deleted(
 
     answer = frank.create({"modelIds": ["gpt-4o"]})
 
-    key_id = only_key(frank)
+    key_id = frank.only_key()
     assert_asks_to_retry(answer)
     assert frank.status_of(key_id) == "pending"
     assert frank.gateway_keys() == []
@@ -131,7 +107,7 @@ def test_a_create_that_litellm_does_not_confirm_is_pending_until_it_is_deleted(
     # Nobody can know whether LiteLLM will carry the request out after all.
     assert frank.delete(key_id).status_code == 202
     assert frank.status_of(key_id) == "deleting"
-    let_time_pass(fragile_service, key_id)
+    fragile_service.end_drain(key_id)
     assert frank.delete(key_id).status_code == 200
     assert frank.delete(key_id).status_code == 404
     assert fragile_service.audit_of_key(key_id) == [("API_KEY_CREATE", False), ("API_KEY_DELETE", True)]
@@ -142,7 +118,7 @@ def test_a_key_that_litellm_made_although_it_never_answered_is_deleted_at_once(
 ):
     fragile_service.gateway_faults.inject("/key/generate", "reset_after")
     answer = frank.create({"modelIds": ["gpt-4o"]})
-    key_id, made = only_key(frank), frank.gateway_keys()
+    key_id, made = frank.only_key(), frank.gateway_keys()
 
     accepted = frank.delete(key_id)
 
@@ -155,13 +131,13 @@ def test_a_key_that_litellm_made_although_it_never_answered_is_deleted_at_once(
 def test_a_key_that_litellm_makes_after_its_delete_is_deleted_again(fragile_service: FragileService, frank: Person):
     late = fragile_service.gateway_faults.inject("/key/generate", "late")
     answer = frank.create({"modelIds": ["gpt-4o"]})
-    key_id = only_key(frank)
+    key_id = frank.only_key()
 
     accepted = frank.delete(key_id)
     late.release()
     late.wait()
     made_late = frank.gateway_keys()
-    let_time_pass(fragile_service, key_id)
+    fragile_service.end_drain(key_id)
     finished = frank.delete(key_id)
 
     assert_asks_to_retry(answer)
@@ -296,7 +272,7 @@ def test_a_4xx_that_is_our_trouble_is_not_the_callers(
     refused = frank.create({"modelIds": ["gpt-4o"]})
 
     assert_asks_to_retry(refused)
-    assert frank.status_of(only_key(frank)) == "pending"
+    assert frank.status_of(frank.only_key()) == "pending"
     assert frank.has_key()["isActive"] is True
 
 
@@ -316,7 +292,7 @@ def test_a_refusal_counts_only_when_litellm_confirms_that_there_is_no_key(
     answer = frank.create({"modelIds": ["gpt-4o"]})
 
     assert_asks_to_retry(answer)
-    assert frank.status_of(only_key(frank)) == "pending"
+    assert frank.status_of(frank.only_key()) == "pending"
 
 
 # The master key.

@@ -1,7 +1,5 @@
 """What happens to a create when something else happens while LiteLLM works on it."""
 
-import os
-import signal
 from collections.abc import Callable
 from typing import LiteralString
 
@@ -9,6 +7,7 @@ import pytest
 
 from tests.e2e.conftest import FragileService
 from tests.e2e.service import Person, Row, error_of
+from tests.support.http_faults import Injection
 
 
 @pytest.fixture
@@ -19,9 +18,9 @@ def henry(fragile_service: FragileService) -> Person:
     return person
 
 
-def while_litellm_works(service: FragileService, act: Callable[[], object]) -> None:
+def while_litellm_works(service: FragileService, act: Callable[[], object]) -> Injection:
     """`act` happens when LiteLLM has made the next key and before the function hears of it."""
-    service.gateway_faults.inject("/key/generate", "call_after", call=act)
+    return service.gateway_faults.inject("/key/generate", "call_after", call=act)
 
 
 def last_audit(person: Person) -> Row:
@@ -59,6 +58,23 @@ def test_a_create_that_is_no_longer_allowed_is_undone(
     assert fragile_service.token_of(record["resource_id"])["state"] == "dead"
 
 
+def test_a_create_whose_row_vanishes_meanwhile_is_undone(fragile_service: FragileService, henry: Person):
+    user_id = henry.user_id
+    while_litellm_works(
+        fragile_service,
+        lambda: fragile_service.rows("DELETE FROM api_keys WHERE user_id = %(user)s", user=user_id),
+    )
+
+    answer = henry.create({"modelIds": ["gpt-4o"], "name": "vanished"})
+
+    record = last_audit(henry)
+    error_of(answer, status=409, code="OPERATION_SUPERSEDED")
+    assert henry.gateway_keys() == []
+    assert (record["action"], record["success"], record["metadata"]["name"]) == ("API_KEY_CREATE", False, "vanished")
+    assert fragile_service.operations_of(record["resource_id"]) == [("create", "failed")]
+    assert fragile_service.token_of(record["resource_id"])["state"] == "dead"
+
+
 def test_a_delete_wins_over_the_create_it_overtakes(fragile_service: FragileService, henry: Person):
     deletes: list[int] = []
     ids: list[str] = []
@@ -81,13 +97,10 @@ def test_a_delete_wins_over_the_create_it_overtakes(fragile_service: FragileServ
 
 
 def test_a_function_that_dies_leaves_a_pending_key_that_can_be_deleted(fragile_service: FragileService, henry: Person):
-    def kill() -> None:
-        for pid in fragile_service.stack.worker_pids("CreateApiKey"):
-            os.kill(pid, signal.SIGKILL)
-
-    while_litellm_works(fragile_service, kill)
+    killing = while_litellm_works(fragile_service, lambda: fragile_service.kill_workers("CreateApiKey"))
 
     died = henry.create({"modelIds": ["gpt-4o"], "name": "unfinished"})
+    assert killing.wait()
     next_key = henry.has_key(name="next")
 
     [unfinished] = [key for key in henry.listed() if key["name"] == "unfinished"]

@@ -1,6 +1,7 @@
 """How often a request waits for PostgreSQL and for LiteLLM; connecting is not counted."""
 
 from dataclasses import dataclass
+from uuid import uuid4
 
 import pytest
 
@@ -113,3 +114,81 @@ def test_a_list_for_a_newcomer_is_one_round_trip_too(counted: Counted, fragile_s
 
     assert newcomer.user is not None
     assert counted.statements == [("list_keys",)]
+
+
+def test_a_repeated_create_is_one_round_trip_and_no_call(counted: Counted, grace: Person):
+    once = f"once-{uuid4()}"
+    first = grace.create_once(once)
+    counted.reset()
+
+    repeated = grace.create_once(once)
+
+    assert repeated.content == first.content
+    assert counted.statements == [("register_caller", "begin_create")]
+    assert counted.calls == []
+
+
+def test_a_resumed_create_is_two_round_trips_and_asks_litellm_before_and_after(
+    counted: Counted, fragile_service: FragileService, grace: Person
+):
+    once = f"once-{uuid4()}"
+    grace.has_key()
+    fragile_service.gateway_faults.inject("/key/generate", "reset_before")
+    grace.create_once(once)
+    counted.reset()
+
+    resumed = grace.create_once(once)
+
+    assert resumed.status_code == 201
+    assert counted.statements == [("register_caller", "begin_create"), ("lock_user", "lock_key", "finish_create")]
+    assert [path.partition("?")[0] for _, path in counted.calls] == ["/key/info", "/key/generate", "/key/info"]
+
+
+def test_a_settled_delete_is_two_round_trips_and_one_call(counted: Counted, settling_service: FragileService):
+    grace = settling_service.person()
+    key = grace.has_key()
+    settling_service.gateway_faults.inject("/key/delete", "reset_before")
+    grace.delete(key["id"])
+    settling_service.make_due(key["id"])
+    counted.reset()
+
+    settling_service.settle()
+
+    assert counted.statements == [
+        # Is this the database that LiteLLM's keys were made from?
+        ("read_installation",),
+        ("read_tokens",),
+        ("begin_expiry",),
+        ("claim_due",),
+        ("lock_key", "finish_delete"),
+        ("claim_due",),
+        ("read_journal_state",),
+    ]
+    assert [(method, path.partition("?")[0]) for method, path in counted.calls] == [
+        ("GET", "/key/list"),
+        ("POST", "/key/delete"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "statement"),
+    [
+        pytest.param("GET", "/api/v1/admin/operations", "list_operations", id="list"),
+        pytest.param(
+            "POST",
+            "/api/v1/admin/operations/99999999-9999-4999-8999-999999999999/retry",
+            "retry_operation",
+            id="retry",
+        ),
+    ],
+)
+def test_the_operators_view_is_one_round_trip(
+    counted: Counted, fragile_service: FragileService, method: str, path: str, statement: str
+):
+    admin = fragile_service.person(roles=["admin"])
+    counted.reset()
+
+    fragile_service.call(method, path, token=admin.token)
+
+    assert counted.statements == [(statement,)]
+    assert counted.calls == []

@@ -132,7 +132,7 @@ def _try_cell(rig: Rig, scenario: Scenario, step: Step, fault: Fault, variant: V
         answers += _repeat(rig, scenario, situation, is_over=_succeeded(scenario, answers[0]))
     else:
         rig.pass_time(LEASE_SECONDS + RESUME_SECONDS)
-        rig.settle()
+        rig.try_to_settle()
     # Whatever was under way arrives after the first attempt to finish, and still within the drain.
     rig.release_held()
     rig.become_quiet()
@@ -158,7 +158,7 @@ def cells(steps: list[Step], scenario: Scenario, *, thorough: bool) -> Iterator[
 
 
 def _inject(rig: Rig, scenario: Scenario, step: Step, fault: Fault) -> Injection:
-    kill: Callable[[], object] = rig.kill_workers(scenario.function) if fault.kills else lambda: None
+    kill: Callable[[], object] = rig.killer_of(scenario.function) if fault.kills else lambda: None
     if step.system == "PostgreSQL":
         return rig.database_faults.inject(fault.kind, step.name, nth=step.nth, times=fault.times, call=kill)
     return rig.gateway_faults.inject(step.name, fault.kind, call=kill, matches=_from_the_nth(step.nth))

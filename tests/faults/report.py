@@ -14,7 +14,7 @@ from tests.faults.invariants import secrets_written_down, violations
 from tests.faults.matrix import cells, record_steps, run_cell
 from tests.faults.rig import Rig, running_rig
 from tests.faults.scenarios import SCENARIOS
-from tests.faults.walk import walk
+from tests.faults.walk import BUDGET_SECONDS, walk
 
 
 def main() -> None:
@@ -28,7 +28,12 @@ def main() -> None:
     started = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="ks-faults-") as directory,
-        running_rig(Path(directory), litellm=outside and (outside.url, outside.master_key), report=_say) as rig,
+        running_rig(
+            Path(directory),
+            litellm=outside and (outside.url, outside.master_key),
+            gateway_budget_seconds=BUDGET_SECONDS,
+            report=_say,
+        ) as rig,
     ):
         found: list[str] = []
         cell_count = 0

@@ -116,7 +116,7 @@ def _unknown(rig: Rig) -> Situation:
 
 
 def _settle(situation: Situation) -> object:
-    return situation.rig.settle()
+    return situation.rig.try_to_settle()
 
 
 def _create(situation: Situation) -> httpx.Response:

@@ -39,7 +39,7 @@ def test_settling_while_the_create_goes_on_leaves_no_key(rig: Rig, alice: Person
         assert rig.delete(alice, key_id).status_code == 202
         rig.rows("UPDATE api_key_operations SET next_attempt_at = now() WHERE api_key_id = %(key_id)s", key_id=key_id)
         rig.gateway_faults.inject(DELETE, "call_after", call=delete.hold)
-        with started(rig.settle):
+        with started(rig.try_to_settle):
             delete.wait_for_arrival()
             generate.let_go()
             creating.result()
@@ -59,7 +59,7 @@ def test_generate_that_comes_true_while_its_drain_ends_leaves_no_key(rig: Rig, a
     delete = Gate()
     rig.gateway_faults.inject(DELETE, "call_after", call=delete.hold)
 
-    with started(rig.settle):
+    with started(rig.try_to_settle):
         delete.wait_for_arrival()
         lost.release()
         assert lost.wait()

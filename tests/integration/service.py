@@ -195,9 +195,14 @@ class Service:
             rules=DeleteRules(lease_seconds=LEASE_SECONDS, gateway_cache_seconds=60.0),
         )
 
+    @property
+    def deployment(self) -> Deployment:
+        """What the migrations wrote down, and the stack's parameters still say."""
+        return Deployment(stack_name=fixtures.STACK_NAME, litellm_url=fixtures.LITELLM_URL)
+
     def settlement(self, *, fresh: bool = False, **rules: Any) -> Settlement:
         chosen = {
-            "deployment": Deployment(stack_name=fixtures.STACK_NAME, litellm_url=fixtures.LITELLM_URL),
+            "deployment": self.deployment,
             "lease_seconds": LEASE_SECONDS,
             "gateway_seconds": 1.0,
             "reserve_seconds": 1.0,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -12,8 +13,12 @@ import check_health
 import create_api_key
 import delete_api_key
 import list_api_keys
+import list_operations
 import migrate_database
+import retry_operation
+import settle_operations
 from keyservice import wiring
+from keyservice.errors import DatabaseUnavailable
 from keyservice.schema import MigrationError
 from local.roles import APP
 from tests.integration.service import Service
@@ -156,6 +161,96 @@ class TestKeysLife:
 
         assert (away[0], away[1]["error"]["retry"]) == (503, {"retryable": True, "retryAfter": 5})
         assert call(list_api_keys.handler, event("list_api_keys"))[0] == 200
+
+
+@pytest.mark.usefixtures("environment")
+class TestRepeatedCreate:
+    def test_says_that_it_is_a_replay(self):
+        asked = event("create_api_key")
+        asked["headers"]["idempotency-key"] = "order-1"
+
+        _, first, first_headers = call(create_api_key.handler, asked)
+        status, again, headers = call(create_api_key.handler, asked)
+
+        assert (status, again) == (201, first)
+        assert "idempotency-replayed" not in first_headers
+        assert headers["idempotency-replayed"] == "true"
+        assert headers["location"] == f"/api/v1/api-keys/{first['id']}"
+
+
+# {"roles": ["admin"]} between two dots; API Gateway has verified the signature before anything of ours runs.
+ADMINS_TOKEN = "Bearer header.eyJyb2xlcyI6WyJhZG1pbiJdfQ.signature"
+
+
+@pytest.mark.usefixtures("environment")
+class TestSettling:
+    def test_finishes_what_was_interrupted_and_reports_it(self, service: Service, capsys: pytest.CaptureFixture[str]):
+        _, created, _ = call(create_api_key.handler, event("create_api_key"))
+        service.gateway_faults.inject("/key/delete", "status", status=500)
+        call(delete_api_key.handler, event("delete_api_key", pathParameters={"id": created["id"]}))
+        service.let_time_pass()
+        capsys.readouterr()
+
+        report = settle_operations.handler({}, Context())
+
+        assert report == {
+            "expired": 0,
+            "attempted": 1,
+            "settled": 1,
+            "pendingCreates": 0,
+            "pendingDeletes": 0,
+            "oldestPendingSeconds": 0.0,
+        }
+        metrics = emitted_metrics(capsys)
+        assert metrics["Settled", ()] == [1.0]
+        assert metrics["Attempts", ()] == [1.0]
+        assert metrics["Expired", ()] == [0.0]
+        assert metrics["OldestPendingAge", ()] == [0.0]
+        assert metrics["PendingOperations", (("kind", "create"),)] == [0.0]
+        assert metrics["PendingOperations", (("kind", "delete"),)] == [0.0]
+
+    def test_that_fails_ends_the_invocation_as_failed(self, service: Service, capsys: pytest.CaptureFixture[str]):
+        service.database_faults.refuse_connections()
+
+        with pytest.raises(DatabaseUnavailable):
+            settle_operations.handler({}, Context())
+
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert any(line.get("operation") == "settle_operations" and line.get("outcome") == "error" for line in lines)
+
+    def test_is_seen_and_hastened_by_an_administrator(self, service: Service):
+        service.gateway_faults.inject("/key/generate", "status", status=500)
+        assert call(create_api_key.handler, event("create_api_key"))[0] == 503
+
+        listed = self.as_admin(list_operations.handler, "list_api_keys", queryStringParameters={"state": "pending"})
+        operation_id = listed[1]["data"][0]["id"]
+        retried = self.as_admin(retry_operation.handler, "delete_api_key", pathParameters={"id": operation_id})
+
+        assert (listed[0], listed[1]["data"][0]["lastError"]) == (200, "key/generate: answered 500")
+        assert (retried[0], retried[1]["id"]) == (202, operation_id)
+
+    def test_is_no_business_of_anybody_else(self):
+        assert call(list_operations.handler, event("list_api_keys"))[0] == 403
+        refused = call(retry_operation.handler, event("delete_api_key", pathParameters={"id": str(uuid4())}))
+        assert refused[0] == 403
+
+    def as_admin(
+        self, handler: Callable[[Any, Any], Any], name: str, **changes: Any
+    ) -> tuple[int, Any, dict[str, str]]:
+        asked = event(name, subject="root", **changes)
+        asked["headers"]["authorization"] = ADMINS_TOKEN
+        return call(handler, asked)
+
+
+def emitted_metrics(capsys: pytest.CaptureFixture[str]) -> dict[tuple[str, tuple[tuple[str, str], ...]], Any]:
+    """Values by name and by the dimensions other than the service, as CloudWatch reads them from the log."""
+    found: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
+    for line in map(json.loads, capsys.readouterr().out.splitlines()):
+        for directive in line.get("_aws", {}).get("CloudWatchMetrics", []):
+            for dimensions in directive["Dimensions"]:
+                named = tuple((name, line[name]) for name in dimensions if name != "service")
+                found |= {(metric["Name"], named): line[metric["Name"]] for metric in directive["Metrics"]}
+    return found
 
 
 @pytest.mark.usefixtures("environment")

@@ -1,7 +1,10 @@
 """What each answer of LiteLLM proves; what LiteLLM 1.106.0 really answers is told by tests/contract."""
 
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -10,7 +13,7 @@ import pytest
 
 from keyservice.derivation import DerivedSecret
 from keyservice.errors import GatewayRefused, GatewayUnavailable, SecretUnavailable
-from keyservice.litellm import GatewayKey, LiteLLM
+from keyservice.litellm import GatewayKey, GatewayKeyPage, LiteLLM
 from keyservice.models import Deadline, GatewayUser, KeySettings, ModelDetails
 from keyservice.secret_values import SecretValues
 from local.aws import CREDENTIALS
@@ -327,6 +330,7 @@ class TestDelete:
             pytest.param(400, own_error(400), id="400"),
             pytest.param(403, own_error(403), id="403"),
             pytest.param(500, own_error(404), id="500 that speaks of 404"),
+            pytest.param(200, {"deleted_keys": None}, id="200 without a list"),
         ],
     )
     def test_anything_else_proves_nothing(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any):
@@ -471,3 +475,152 @@ class TestModels:
             litellm.models(deadline=Deadline(5))
 
         assert caught.value.reason == f"model/info: answered {status}"
+
+
+class TestAnswerThatTricklesIn:
+    def test_is_given_up_at_the_deadline(self, connect: Callable[[str], LiteLLM]):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            trickling = threading.Thread(target=self.trickle, args=(server,))
+            trickling.start()
+            litellm = connect(f"http://127.0.0.1:{server.getsockname()[1]}")
+
+            with pytest.raises(GatewayUnavailable) as caught:
+                litellm.delete(DERIVED.token_hash, deadline=Deadline(0.4))
+            trickling.join(30)
+
+        assert (caught.value.reason, caught.value.may_still_happen) == ("key/delete: ReadTimeout", True)
+
+    def trickle(self, server: socket.socket) -> None:
+        """A byte every tenth of a second, until the client has had enough."""
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n")
+            for _ in range(100):
+                connection.sendall(b" ")
+                time.sleep(0.1)
+
+
+class TestSomebodyStoppedWaiting:
+    @pytest.mark.parametrize("status", [408, 499])
+    @pytest.mark.parametrize("body", [{"detail": "x"}, {"error": {"code": "408"}}])
+    def test_says_nothing_about_the_work(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any):
+        scripted.will_answer(status, body)
+
+        with pytest.raises(GatewayUnavailable) as caught:
+            generate(litellm)
+
+        assert caught.value.may_still_happen
+
+
+class TestUpdate:
+    def update(self, litellm: LiteLLM, settings: KeySettings, *, remaining_seconds: int | None) -> None:
+        litellm.update(DERIVED.token_hash, settings, remaining_seconds=remaining_seconds, deadline=Deadline(5))
+
+    def test_sends_every_limit_and_clears_what_is_left_open(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {})
+
+        self.update(
+            litellm, KeySettings(models=["gpt-4o"], rpm_limit=7, budget_duration="yearly"), remaining_seconds=60
+        )
+
+        [asked] = scripted.asked
+        assert asked.path == "/key/update"
+        assert asked.body == {
+            "key": DERIVED.token_hash,
+            "models": ["gpt-4o"],
+            "max_budget": None,
+            "budget_duration": "365d",
+            "tpm_limit": None,
+            "rpm_limit": 7,
+            "max_parallel_requests": None,
+            "duration": "60s",
+        }
+
+    def test_of_a_key_that_never_expires_says_so(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {})
+
+        self.update(litellm, KeySettings(models=["gpt-4o"]), remaining_seconds=None)
+
+        assert scripted.asked[0].body["duration"] == "-1"
+
+    def test_that_is_not_taken_is_trouble(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(400, own_error(400))
+
+        with pytest.raises(GatewayUnavailable):
+            self.update(litellm, KeySettings(models=["gpt-4o"]), remaining_seconds=None)
+
+
+class TestKeyList:
+    def page(self, litellm: LiteLLM) -> GatewayKeyPage:
+        return litellm.list_keys(mark="lmk-0123456789ab", page=2, deadline=Deadline(5))
+
+    def key(self, token: str, **fields: Any) -> dict[str, Any]:
+        return {
+            "token": token,
+            "key_alias": "lmk-0123456789ab:x:1",
+            "metadata": {"keyservice": {"mark": "lmk-0123456789ab"}},
+        } | fields
+
+    def test_keeps_what_its_alias_marks_and_tells_whether_the_metadata_agrees(
+        self, litellm: LiteLLM, scripted: ScriptedServer
+    ):
+        scripted.will_answer(
+            200,
+            {
+                "keys": [
+                    self.key("ours"),
+                    self.key("longer", key_alias="eu-lmk-0123456789ab:x:1"),
+                    self.key("capitals", key_alias="LMK-0123456789AB:x:1"),
+                    self.key("no alias", key_alias=None),
+                    self.key("marked otherwise", metadata={"keyservice": {"mark": "other"}}),
+                    self.key("marked oddly", metadata={"keyservice": ["lmk-0123456789ab"]}),
+                    self.key("not marked", metadata=None),
+                ],
+                "total_pages": 7,
+            },
+        )
+
+        page = self.page(litellm)
+
+        marked = ["ours", "marked otherwise", "marked oddly", "not marked"]
+        assert ([key.token for key in page.keys], page.total_pages) == (marked, 7)
+        assert [key.token for key in page.keys if key.is_ours("lmk-0123456789ab")] == ["ours"]
+        assert "page=2" in scripted.asked[0].path
+        assert "size=100" in scripted.asked[0].path
+
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [(500, own_error(500)), (200, HTML), (200, {"keys": 1}), (200, {"keys": [{"models": []}], "total_pages": 1})],
+    )
+    def test_that_cannot_be_read_is_trouble(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any):
+        scripted.will_answer(status, body)
+
+        with pytest.raises(GatewayUnavailable):
+            self.page(litellm)
+
+
+class TestSecretOfAnotherShape:
+    @pytest.mark.parametrize(
+        "secret",
+        [
+            pytest.param('{"masterKey": "sk-x", "port": 5432}', id="number"),
+            pytest.param('{"masterKey": "sk-x", "proxied": true, "replica": null}', id="bool and null"),
+        ],
+    )
+    def test_is_read_beside_what_is_no_text(self, litellm: LiteLLM, scripted: ScriptedServer, secret: str):
+        scripted.secret = secret
+        scripted.will_answer(404, own_error(404))
+
+        litellm.delete(DERIVED.token_hash, deadline=Deadline(5))
+
+        assert scripted.asked[0].authorization == "Bearer sk-x"
+
+    @pytest.mark.parametrize("secret", ["", "[]", "{}", '{"masterKey": ""}', "sk-x"])
+    def test_without_the_key_is_unavailable(self, litellm: LiteLLM, scripted: ScriptedServer, secret: str):
+        scripted.secret = secret
+        scripted.will_answer(404, own_error(404))
+
+        with pytest.raises(SecretUnavailable):
+            litellm.delete(DERIVED.token_hash, deadline=Deadline(5))
+        assert scripted.asked == []

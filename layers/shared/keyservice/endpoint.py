@@ -7,7 +7,6 @@ import base64
 import ipaddress
 import re
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -155,7 +154,7 @@ def endpoint(operation: str) -> Callable[[Callable[[Request], Response]], Callab
                 answer = _error_answer(request, error)
             except Exception as error:  # noqa: BLE001 - the one place where an unexpected failure becomes an answer
                 code = "INTERNAL_ERROR"
-                log_unexpected(request.route, error, request_id=request.request_id)
+                telemetry.log_unexpected(request.route, error, request_id=request.request_id)
                 answer = _error_answer(request, ServiceError("An unexpected error occurred"))
             _record(operation, request, answer["statusCode"], code, (time.perf_counter() - started) * 1000)
             return answer
@@ -234,23 +233,6 @@ def _record(operation: str, request: Request, status: int, code: str, duration_m
     telemetry.logger.info("request served", extra=facts)
     outcome = "error" if status >= 500 else "refused" if status >= 400 else "success"
     telemetry.write_request(operation=operation, outcome=outcome, duration_ms=duration_ms)
-
-
-def log_unexpected(route: str, error: Exception, *, request_id: str | None = None) -> None:
-    """The frames and the type, not the message: a driver's message may quote a row."""
-    telemetry.logger.error(
-        "failed unexpectedly",
-        extra={
-            "route": route,
-            "request_id": request_id,
-            "error_type": type(error).__name__,
-            "sqlstate": getattr(error, "sqlstate", None),
-            "stack": [
-                f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}"
-                for frame in traceback.extract_tb(error.__traceback__)
-            ],
-        },
-    )
 
 
 def _uuid4(text: str) -> str | None:

@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 
 from keyservice import telemetry
-from keyservice.endpoint import LambdaContext, log_unexpected
+from keyservice.endpoint import LambdaContext
+from keyservice.errors import Unavailable
+from keyservice.journal import reason
 from keyservice.models import Deadline
 
 # What a job keeps back of its time to write down where it stands.
@@ -29,8 +31,11 @@ def job[T: msgspec.Struct](
                     work(Deadline(context.get_remaining_time_in_millis() / 1000 - _RESERVED_SECONDS))
                 )
                 outcome = "success"
+            except Unavailable as trouble:
+                telemetry.logger.error("job could not be done", extra={"job": operation, "reason": reason(trouble)})
+                raise
             except Exception as error:
-                log_unexpected(operation, error)
+                telemetry.log_unexpected(operation, error)
                 raise
             finally:
                 duration_ms = (time.perf_counter() - started) * 1000

@@ -185,7 +185,8 @@ class LiteLLM:
         """Returns when LiteLLM says the key is gone (200) or never was (404). One hash per call: LiteLLM answers
         200 for a list of which it knew only one. A 404 that is not LiteLLM's own proves nothing."""
         answer = self._call("POST", "/key/delete", body={"keys": [token_hash]}, deadline=deadline)
-        if answer.status_code == 200 and token_hash in (_json(answer).get("deleted_keys") or []):
+        deleted: object = _json(answer).get("deleted_keys")
+        if answer.status_code == 200 and isinstance(deleted, list) and token_hash in deleted:
             return
         if not _is_own_error(answer, 404):
             raise _trouble("key/delete", answer)
@@ -396,7 +397,7 @@ def _trouble(name: str, answer: _Answer) -> GatewayUnavailable:
 def _json(answer: _Answer) -> dict[str, Any]:
     try:
         return msgspec.json.decode(answer.content, type=dict[str, Any])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return {}
 
 

@@ -57,7 +57,7 @@ class SecretValues:
             answer = self._connected().get_secret_value(SecretId=arn)
             fields = msgspec.json.decode(answer["SecretString"], type=dict[str, str | int | float | bool | None])
             # A secret that RDS made has its port as a number.
-            return {name: str(value) for name, value in fields.items()}
+            return {name: str(value) for name, value in fields.items() if value is not None}
         except (BotoCoreError, ClientError, KeyError, msgspec.DecodeError) as error:
             raise SecretUnavailable from error
 

@@ -110,6 +110,10 @@ class Settlement:
         except Unavailable as trouble:
             self._release(claimed, journal.reason(trouble), waits_for_drain=False)
             return False
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one operation must not stop the others
+            telemetry.log_unexpected(f"settling {claimed.operation_id}", error)
+            self._release(claimed, type(error).__name__, waits_for_drain=False)
+            return False
         self._release(claimed, journal.DRAINING, waits_for_drain=True)
         return False
 

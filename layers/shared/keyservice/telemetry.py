@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import traceback
 from collections.abc import Mapping
 
 from aws_lambda_powertools import Logger, Metrics
@@ -95,3 +96,20 @@ def write_reconciled(counts: Mapping[str, int], *, duration_ms: float) -> None:
         metrics.add_metric(name=name, unit=MetricUnit.Count, value=value)
     milliseconds("ReconcileDuration", duration_ms)
     metrics.flush_metrics()
+
+
+def log_unexpected(route: str, error: Exception, *, request_id: str | None = None) -> None:
+    """The frames and the type, not the message: a driver's message may quote a row."""
+    logger.error(
+        "failed unexpectedly",
+        extra={
+            "route": route,
+            "request_id": request_id,
+            "error_type": type(error).__name__,
+            "sqlstate": getattr(error, "sqlstate", None),
+            "stack": [
+                f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}"
+                for frame in traceback.extract_tb(error.__traceback__)
+            ],
+        },
+    )

@@ -41,6 +41,10 @@ class Context:
 @pytest.fixture
 def environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """As the template sets it; the wiring starts and ends with nothing built."""
+    service.rows(
+        "UPDATE keyservice_installation SET stack_name = %s, litellm_url = %s",
+        ["keyservice-test", service.gateway_faults.url],
+    )
     variables = {
         "DATABASE_HOST": str(service.database_faults.socket_directory),
         "DATABASE_PORT": str(service.database_faults.port),

@@ -14,7 +14,7 @@ from local.litellm.tables import StateFile
 from local.litellm_process import LiteLLMProcess
 from tests.integration.reconciling import Reconciler, seen
 from tests.integration.service import Service
-from tests.support.fixtures import MASTER_KEY
+from tests.support.fixtures import MASTER_KEY, LiteLLM
 
 type Crowd = Callable[..., list[str]]
 
@@ -25,9 +25,11 @@ def reconciler(service: Service) -> Reconciler:
 
 
 @pytest.fixture
-def crowd(reconciler: Reconciler, service: Service, tmp_path: Path) -> Iterator[Crowd]:
+def crowd(reconciler: Reconciler, service: Service, litellm: LiteLLM, tmp_path: Path) -> Iterator[Crowd]:
     """Makes so many live keys, in the database and in a LiteLLM of their own; their hashes in order."""
     with ExitStack() as ending:
+        # The proxy is every test's.
+        ending.callback(service.gateway_faults.retarget, litellm.url)
 
         def make(size: int, *, in_litellm: bool = True) -> list[str]:
             hashes = sorted(hashlib.sha256(str(number).encode()).hexdigest() for number in range(size))

@@ -46,8 +46,11 @@ check: .venv/ready ## formatter, linters, types, import contracts, template
 	@echo "== ruff check";      $(BIN)/ruff check --quiet .
 	@echo "== pyright";         $(BIN)/basedpyright
 	@echo "== import-linter";   PYTHONPATH=layers/shared $(BIN)/lint-imports --no-cache
-	@echo "== cfn-lint, as written";    $(BIN)/cfn-lint template.yaml
-	@echo "== cfn-lint, as translated"; mkdir -p build && $(PYTHON) -m tests.architecture.translation >build/translated.json && $(BIN)/cfn-lint build/translated.json
+	@$(PYTHON) -m local.litemaas_template build/template-litemaas.yaml >/dev/null
+	@$(PYTHON) -m tests.architecture.translation >build/translated.json
+	@$(PYTHON) -m tests.architecture.translation litemaas >build/translated-litemaas.json
+	@echo "== cfn-lint, as written";    $(BIN)/cfn-lint template.yaml build/template-litemaas.yaml
+	@echo "== cfn-lint, as translated"; $(BIN)/cfn-lint build/translated.json build/translated-litemaas.json
 
 contract: .venv/ready ## the LiteLLM contract suite, on the stand-in and on a real LiteLLM
 	@echo "== the stand-in"
@@ -63,7 +66,7 @@ faults: .venv/ready ## break everything at every step, then walk on while it bre
 	@echo "== a real LiteLLM"
 	@.ci/with-litellm $(PYTHON) -m tests.faults.report --quick --operations 500 $(ARGS)
 
-build: .venv/ready .tools/sam/ready ## what goes to AWS, in .aws-sam/
+build: .venv/ready .tools/sam/ready ## what goes to AWS, in .aws-sam/: build for template.yaml, litemaas for a drop-in
 	@.ci/build
 
 lock: .tools/bootstrap/ready ## pin all requirements again; UPGRADE=--upgrade for newer versions

@@ -5,19 +5,17 @@ import base64
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 
-from local.authorizer import Admitted, Refused, TokenCheck
+from local.authorizer import Admitted, AdmittedByLambda, Invoke, LambdaCheck, Refused, TokenCheck
 from local.payload import BadAnswer, Request, Response, decoded_path, event_of, response_of
 from local.serving import Receive, Scope, Send, answer, read_body
-from local.template import Application, Cors, Route
+from local.template import Application, Cors, LambdaAuthorizer, Route
 from local.workers import LARGEST_EVENT_BYTES, InvocationFailed
 
 LARGEST_BODY_BYTES = 10 * 1024 * 1024
 INTEGRATION_SECONDS = 30.0
-
-type Invoke = Callable[[str, bytes], Awaitable[bytes]]
 
 
 class Gateway:
@@ -33,6 +31,7 @@ class Gateway:
         self._cors = application.cors
         self._invoke = invoke
         self._tokens = TokenCheck()
+        self._asked = LambdaCheck(invoke=invoke)
         self._integration_seconds = integration_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,16 +61,27 @@ class Gateway:
         if found is None:
             return _message(404)
         route, path_parameters = found
-        admitted: Admitted | None = None
-        if route.authorizer is not None:
-            try:
-                admitted = await self._tokens.admit(
-                    request.header("authorization"), authorizer=route.authorizer, scopes=route.scopes
-                )
-            except Refused as refusal:
-                return _message(refusal.status, ("www-authenticate", refusal.challenge))
+        try:
+            admitted = await self._admit(request, route, path_parameters)
+        except Refused as refusal:
+            challenge = (("www-authenticate", refusal.challenge),) if refusal.challenge else ()
+            return _message(refusal.status, *challenge)
         event = event_of(request, route=route, path_parameters=path_parameters, admitted=admitted)
         return await self._integrate(route.function, json.dumps(event).encode())
+
+    async def _admit(
+        self, request: Request, route: Route, path_parameters: Mapping[str, str]
+    ) -> Admitted | AdmittedByLambda | None:
+        match route.authorizer:
+            case None:
+                return None
+            case LambdaAuthorizer() as authorizer:
+                event = event_of(request, route=route, path_parameters=path_parameters, admitted=None)
+                return await self._asked.admit(event, headers=request.joined_headers(), authorizer=authorizer)
+            case authorizer:
+                return await self._tokens.admit(
+                    request.header("authorization"), authorizer=authorizer, scopes=route.scopes
+                )
 
     async def _integrate(self, function: str, event: bytes) -> Response:
         if len(event) > LARGEST_EVENT_BYTES:

@@ -1,17 +1,39 @@
-"""An OpenID issuer: discovery, its public keys, and tokens signed with them (or wrongly, for tests)."""
+"""Who issues tokens: an OpenID issuer with discovery and public keys, and LiteMaaS with a secret."""
 
 import json
+import secrets
 import time
 from collections.abc import Mapping
 
 from joserfc import jwt
-from joserfc.jwk import RSAKey
+from joserfc.jwk import OctKey, RSAKey
 
 from local.serving import Receive, Scope, Send, answer
 
 KEY_ID = "local-1"
 DISCOVERY_PATH = "/.well-known/openid-configuration"
 KEYS_PATH = "/jwks"
+
+
+class LiteMaaSIssuer:
+    """Signs as LiteMaaS does: HS256, with a secret of its own that the verifier has to know."""
+
+    def __init__(self) -> None:
+        self.secret = secrets.token_hex(32)
+
+    def token(self, claims: Mapping[str, object], *, ttl_seconds: float = 3600) -> str:
+        """Claims given here win over the rest of what LiteMaaS writes, and None leaves one out."""
+        now = int(time.time())
+        complete: dict[str, object] = {
+            "username": "somebody",
+            "email": "somebody@example.com",
+            "roles": ["user"],
+            "iat": now,
+            "exp": now + ttl_seconds,
+            **claims,
+        }
+        present = {name: value for name, value in complete.items() if value is not None}
+        return jwt.encode({"alg": "HS256", "typ": "JWT"}, present, OctKey.import_key(self.secret))
 
 
 class Issuer:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from local.authorizer import Admitted
+from local.authorizer import Admitted, AdmittedByLambda
 from local.aws import ACCOUNT_ID
 from local.template import Route
 
@@ -64,7 +64,11 @@ def decoded_path(path: str) -> str:
 
 
 def event_of(
-    request: Request, *, route: Route, path_parameters: Mapping[str, str], admitted: Admitted | None
+    request: Request,
+    *,
+    route: Route,
+    path_parameters: Mapping[str, str],
+    admitted: Admitted | AdmittedByLambda | None,
 ) -> dict[str, Any]:
     """The event the function gets. What a request does not have is absent, not null."""
     headers = {name: value for name, value in request.joined_headers().items() if name not in _HOP_HEADERS}
@@ -96,7 +100,9 @@ def event_of(
         "time": now.strftime("%d/%b/%Y:%H:%M:%S +0000"),
         "timeEpoch": int(now.timestamp() * 1000),
     }
-    if admitted is not None:
+    if isinstance(admitted, AdmittedByLambda):
+        context["authorizer"] = {"lambda": dict(admitted.context)}
+    elif admitted is not None:
         claims = {name: claim_text(value) for name, value in admitted.claims.items()}
         scopes = None if admitted.scopes is None else list(admitted.scopes)
         context["authorizer"] = {"jwt": {"claims": claims, "scopes": scopes}}

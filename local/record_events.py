@@ -26,6 +26,7 @@ AUDIENCE = "keyservice"
 SUBJECT = "5d1c9f5e-7b1a-4c55-9a55-3f1f4b1f0c11"
 KEY_ID = "0b5e7c9a-1d2f-4a6b-8c3d-9e0f1a2b3c4d"
 KEYS = "/api/v1/api-keys"
+ADMIN = "/api/v1/admin"
 # What a typical identity provider puts into an access token.
 FULL_CLAIMS: Mapping[str, object] = {
     "aud": AUDIENCE,
@@ -35,6 +36,7 @@ FULL_CLAIMS: Mapping[str, object] = {
     "name": "Alice Example",
     "roles": ["user", "admin"],
 }
+KEY_DEFAULTS = json.dumps({"defaults": {"maxBudget": 5}, "maximums": {"maxBudget": 50, "rpmLimit": 600}}).encode()
 NEW_KEY = json.dumps({"name": "Research", "modelIds": ["gpt-4o", "gpt-4o-mini"]}).encode()
 JSON = {"content-type": "application/json"}
 
@@ -52,6 +54,21 @@ CALLS = {
     "create_api_key": Call(method="POST", path=KEYS, body=NEW_KEY, headers=JSON),
     "list_api_keys": Call(method="GET", path=KEYS),
     "delete_api_key": Call(method="DELETE", path=f"{KEYS}/{KEY_ID}"),
+    "get_api_key": Call(method="GET", path=f"{KEYS}/{KEY_ID}"),
+    "get_api_key_stats": Call(method="GET", path=f"{KEYS}/stats"),
+    "validate_api_key": Call(
+        method="POST", path=f"{KEYS}/validate", body=b'{"key": "sk-not-the-secret-of-any-key"}', headers=JSON
+    ),
+    "list_all_api_keys": Call(method="GET", path=f"{KEYS}/admin/all?userId={SUBJECT}&limit=50"),
+    "list_user_api_keys": Call(method="GET", path=f"{ADMIN}/users/{SUBJECT}/api-keys"),
+    "get_key_defaults": Call(method="GET", path="/api/v1/config/api-key-defaults"),
+    "get_key_defaults_as_admin": Call(method="GET", path=f"{ADMIN}/settings/api-key-defaults"),
+    "set_key_defaults": Call(method="PUT", path=f"{ADMIN}/settings/api-key-defaults", body=KEY_DEFAULTS, headers=JSON),
+    "list_audit_records": Call(
+        method="GET",
+        path=f"{ADMIN}/audit?action=API_KEY_DELETE&from=2026-11-01T00:00:00Z",
+        headers={"accept": "application/x-ndjson"},
+    ),
     "check_health": Call(method="GET", path="/health", claims=None),
     # The awkward ones.
     "create_base64_body": Call(

@@ -12,7 +12,7 @@ from typing import Any, Self
 from local.aws import ACCOUNT_ID, REGION, AwsServer
 from local.errors import StartFailed
 from local.gateway import Gateway
-from local.issuer import KEY_ID, Issuer
+from local.issuer import KEY_ID, Issuer, LiteMaaSIssuer
 from local.litellm_process import LiteLLMProcess
 from local.loopback import listen, port_of
 from local.postgres import PostgresServer
@@ -28,6 +28,8 @@ STACK_NAME = "keyservice-local"
 AUDIENCE = "keyservice-local"
 MIGRATION_FUNCTION = "MigrateDatabase"
 WORKERS_PER_FUNCTION = 4
+# The parameter that only the template of a drop-in has.
+LITEMAAS_SECRET = "LiteMaaSTokenSecretArn"
 
 type Step = Callable[[str], None]
 
@@ -53,6 +55,7 @@ class LocalStack:
         self._closing = ExitStack()
         self._pools: dict[str, WorkerPool] = {}
         self._issuer: Issuer
+        self._litemaas = LiteMaaSIssuer()
         self._thread: ServerThread
         self.secret_arns: dict[str, str] = {}
 
@@ -150,6 +153,18 @@ class LocalStack:
             forged=forged,
         )
 
+    def litemaas_token(self, user_id: object, *, ttl_seconds: float = 3600, **changes: object) -> str:
+        """A token as LiteMaaS makes one for the row of `users`, which the API of a drop-in's template accepts.
+
+        `changes` are to its claims; None leaves one out.
+        """
+        return self._litemaas.token({"userId": str(user_id), **changes}, ttl_seconds=ttl_seconds)
+
+    def change_litemaas_secret(self) -> None:
+        """LiteMaaS signs with another secret from now on, and Secrets Manager knows it."""
+        self._litemaas = LiteMaaSIssuer()
+        self.aws.change_secret(self.secret_arns[LITEMAAS_SECRET], {"jwtSecret": self._litemaas.secret})
+
     def invoke(self, function: str, event: Mapping[str, Any] | None = None) -> Any:
         """The function's return value, without any HTTP. Raises InvocationFailed."""
         answer = self._thread.run(self._pool(function).invoke(json.dumps(event or {}).encode()))
@@ -221,6 +236,7 @@ class LocalStack:
             "DatabaseSecretArn": {"username": APP, "password": passwords.app},
             "DatabaseMigratorSecretArn": {"username": MIGRATOR, "password": passwords.migrator},
             "LiteLLMSecretArn": {"masterKey": self.litellm_master_key},
+            LITEMAAS_SECRET: {"jwtSecret": self._litemaas.secret},
         }.items():
             self.secret_arns[name] = self.aws.create_secret(f"{name}-{secrets.token_hex(4)}", value)
         application = self._resolve(template, parameters)

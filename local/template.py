@@ -28,11 +28,24 @@ class Function:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Authorizer:
-    """A JWT authorizer: who issues the tokens, and for whom."""
+class JwtAuthorizer:
+    """Who issues the tokens, and for whom."""
 
     issuer: str
     audience: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LambdaAuthorizer:
+    """A function that answers with simple responses, each kept for some seconds by the headers it was asked about."""
+
+    function: str
+    headers: tuple[str, ...]
+    """In lower case; a request that lacks one is refused unasked."""
+    cache_seconds: float
+
+
+type Authorizer = JwtAuthorizer | LambdaAuthorizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +157,7 @@ class Template:
         return apis
 
     def _function(self, name: str, own: dict[str, Node], resolver: Resolver) -> Function:
-        shared = as_mapping(self._globals.get("Function"))
+        shared = self._shared_properties(name)
         properties = {**shared, **own}
         variables = {**_variables(shared), **_variables(own)}
         environment: dict[str, Node] = resolver.value(variables)
@@ -158,6 +171,11 @@ class Template:
             runtime=str(properties.get("Runtime", "")),
             environment={key: as_text(value) for key, value in environment.items()},
         )
+
+    def _shared_properties(self, name: str) -> dict[str, Node]:
+        ignored: Node = self._resources[name].get("IgnoreGlobals") or []
+        shared = as_mapping(self._globals.get("Function"))
+        return {} if ignored == "*" else {key: value for key, value in shared.items() if key not in ignored}
 
     def _layers(self, references: list[dict[str, str]]) -> tuple[Path, ...]:
         """The directories of the layers that this template builds; layers of others have no directory here."""
@@ -181,15 +199,43 @@ def _api(properties: Mapping[str, Node], resolver: Resolver) -> _Api:
     authorizers: dict[str, Authorizer] = {}
     for name, entry in as_mapping(auth.get("Authorizers")).items():
         settings = resolver.value(entry.get("JwtConfiguration"))
-        if settings is None:
-            raise StartFailed(f"the local stack only knows JWT authorizers, and {name} is none")
-        authorizers[name] = Authorizer(issuer=settings["issuer"], audience=_texts(settings["audience"]))
+        if settings is not None:
+            authorizers[name] = JwtAuthorizer(issuer=settings["issuer"], audience=_texts(settings["audience"]))
+        elif "FunctionArn" in entry:
+            authorizers[name] = _lambda_authorizer(name, entry, resolver)
+        else:
+            raise StartFailed(f"the authorizer {name} has neither a JwtConfiguration nor a FunctionArn")
     cors = properties.get("CorsConfiguration")
     return _Api(
         authorizers=authorizers,
         default_authorizer=auth.get("DefaultAuthorizer"),
         cors=_cors(as_mapping(resolver.value(cors))) if isinstance(cors, dict) else None,
     )
+
+
+def _lambda_authorizer(name: str, entry: Mapping[str, Node], resolver: Resolver) -> LambdaAuthorizer:
+    is_simple = as_text(entry.get("EnableSimpleResponses", False)) == "true"
+    if as_text(entry.get("AuthorizerPayloadFormatVersion")) != "2.0" or not is_simple:
+        raise StartFailed(f"the local stack wants payload 2.0 and simple responses of the authorizer {name}")
+    identity = as_mapping(resolver.value(entry.get("Identity")))
+    if set(identity) - {"Headers", "ReauthorizeEvery"}:
+        raise StartFailed(f"the local stack only knows headers as the identity of the authorizer {name}")
+    return LambdaAuthorizer(
+        function=_function_named(entry["FunctionArn"]),
+        headers=tuple(header.lower() for header in _texts(identity.get("Headers"))),
+        cache_seconds=float(identity.get("ReauthorizeEvery", 0)),
+    )
+
+
+def _function_named(arn: Node) -> str:
+    """The logical id in `!GetAtt F.Arn` or `!Ref F.Alias`."""
+    if isinstance(arn, dict):
+        reference = cast("dict[str, Node]", arn)
+        if "Fn::GetAtt" in reference:
+            return str(reference["Fn::GetAtt"][0])
+        if str(reference.get("Ref", "")).endswith(".Alias"):
+            return str(reference["Ref"]).removesuffix(".Alias")
+    raise StartFailed("an authorizer's FunctionArn has to be !GetAtt FUNCTION.Arn or !Ref FUNCTION.Alias")
 
 
 def _cors(entry: Mapping[str, Node]) -> Cors:

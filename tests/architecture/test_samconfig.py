@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.architecture.translation import ROOT, read_template
+from tests.architecture.translation import ROOT, read_litemaas_template, read_template
 
-STAGES = ["dev", "prod", "staging"]
+STAGES = ["dev", "litemaas", "prod", "staging"]
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +16,11 @@ def stages() -> dict[str, Any]:
     configuration = tomllib.loads((ROOT / "samconfig.toml").read_text())
     del configuration["version"]
     return {name: stage["deploy"]["parameters"] for name, stage in configuration.items() if "deploy" in stage}
+
+
+def parameters_of(stage: str) -> dict[str, Any]:
+    template = read_litemaas_template() if stage == "litemaas" else read_template()
+    return template["Parameters"]
 
 
 def overrides(stage: dict[str, Any]) -> dict[str, str]:
@@ -34,7 +39,7 @@ def test_a_stage_takes_the_sum_of_the_build(stages: dict[str, Any], stage: str) 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_gives_every_parameter_without_a_default(stages: dict[str, Any], stage: str) -> None:
-    parameters = read_template()["Parameters"]
+    parameters = parameters_of(stage)
     given = {*overrides(stages[stage]), "ReleaseSha"}
 
     assert {name for name, p in parameters.items() if "Default" not in p} <= given <= set(parameters)
@@ -42,7 +47,7 @@ def test_a_stage_gives_every_parameter_without_a_default(stages: dict[str, Any],
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stages_values_are_values_the_template_accepts(stages: dict[str, Any], stage: str) -> None:
-    parameters = read_template()["Parameters"]
+    parameters = parameters_of(stage)
     refused = {
         name: value
         for name, value in overrides(stages[stage]).items()
@@ -55,3 +60,9 @@ def test_a_stages_values_are_values_the_template_accepts(stages: dict[str, Any],
 
 def test_a_production_change_is_shown_before_it_is_made(stages: dict[str, Any]) -> None:
     assert stages["prod"]["confirm_changeset"] is True
+
+
+def test_only_the_drop_in_deploys_another_template(stages: dict[str, Any]) -> None:
+    assert {name: stage.get("template_file") for name, stage in stages.items()} == dict.fromkeys(STAGES) | {
+        "litemaas": ".aws-sam/litemaas/template.yaml"
+    }

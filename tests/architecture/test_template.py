@@ -7,9 +7,31 @@ import pytest
 
 from tests.architecture.translation import DEPLOYMENT, ROOT, read_template, translate
 
-HTTP_FUNCTIONS = ["CheckHealth", "CreateApiKey", "DeleteApiKey", "ListApiKeys", "ListOperations", "RetryOperation"]
+HTTP_FUNCTIONS = [
+    "CheckHealth",
+    "CreateApiKey",
+    "DeleteApiKey",
+    "GetApiKey",
+    "GetApiKeyStats",
+    "GetKeyDefaults",
+    "GetKeyDefaultsAsAdmin",
+    "ListAllApiKeys",
+    "ListApiKeys",
+    "ListAuditRecords",
+    "ListOperations",
+    "ListUserApiKeys",
+    "RetryOperation",
+    "SetKeyDefaults",
+    "ValidateApiKey",
+]
 # Each with the name of its schedule.
-SCHEDULED_FUNCTIONS = {"Reconcile": "Every15Minutes", "SettleOperations": "EveryMinute"}
+SCHEDULED_FUNCTIONS = {
+    "Reconcile": "Every15Minutes",
+    "SettleOperations": "EveryMinute",
+    "SyncSpend": "EveryFiveMinutes",
+}
+# Only the drop-in's template has it: test_litemaas_template.py.
+ELSEWHERE = {"authorize_litemaas_token.handler"}
 FUNCTIONS = sorted([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS, "MigrateDatabase"])
 
 # An HTTP API answers 503 itself when an integration takes longer; it cannot be raised (AWS quota).
@@ -30,6 +52,7 @@ EVERYWHERE = {
     "POWERTOOLS_METRICS_NAMESPACE",
     "POWERTOOLS_SERVICE_NAME",
     "RELEASE_SHA",
+    "SUBJECT_COLUMN",
 }
 CALLER = {"EMAIL_CLAIM", "NAME_CLAIM", "OAUTH_PROVIDER", "ROLES_CLAIM", "SUBJECT_CLAIM", "USERNAME_CLAIM"}
 OWN_VARIABLES = {
@@ -47,6 +70,15 @@ OWN_VARIABLES = {
     },
     "DeleteApiKey": CALLER | {"GATEWAY_CACHE_SECONDS", "GATEWAY_DRAIN_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"},
     "ListApiKeys": CALLER,
+    "GetApiKey": CALLER,
+    "GetApiKeyStats": CALLER,
+    "ListAllApiKeys": CALLER,
+    "ListUserApiKeys": CALLER,
+    "ValidateApiKey": CALLER,
+    "GetKeyDefaults": CALLER,
+    "GetKeyDefaultsAsAdmin": CALLER,
+    "SetKeyDefaults": CALLER,
+    "ListAuditRecords": CALLER,
     "ListOperations": CALLER,
     "RetryOperation": CALLER,
     "SettleOperations": {
@@ -58,6 +90,7 @@ OWN_VARIABLES = {
         "SETTLE_RESERVE_SECONDS",
         "STACK_NAME",
     },
+    "SyncSpend": {"LITELLM_SECRET_ARN", "LITELLM_URL", "SPEND_PAGES_AT_ONCE", "SPEND_RESERVE_SECONDS"},
     "MigrateDatabase": {"DATABASE_APP_USER", "LITELLM_URL", "STACK_NAME"},
     "Reconcile": {
         "GATEWAY_DRAIN_SECONDS",
@@ -106,7 +139,8 @@ def test_the_stack_has_these_functions(resources: dict[str, Any]) -> None:
 def test_each_handler_file_has_its_function_and_each_function_its_file(resources: dict[str, Any]) -> None:
     handlers = [p["Handler"] for p in of_type(resources, "AWS::Lambda::Function").values()]
 
-    assert sorted(handlers) == sorted(f"{file.stem}.handler" for file in (ROOT / "functions").glob("*.py"))
+    files = {f"{file.stem}.handler" for file in (ROOT / "functions").glob("*.py")}
+    assert sorted(handlers) == sorted(files - ELSEWHERE)
 
 
 def test_a_handler_file_stays_within_forty_lines() -> None:
@@ -127,6 +161,15 @@ def test_every_route_but_health_asks_for_a_token(resources: dict[str, Any]) -> N
         "DELETE /api/v1/api-keys/{id}": ["Jwt"],
         "GET /api/v1/admin/operations": ["Jwt"],
         "GET /api/v1/api-keys": ["Jwt"],
+        "GET /api/v1/api-keys/{id}": ["Jwt"],
+        "GET /api/v1/api-keys/stats": ["Jwt"],
+        "GET /api/v1/api-keys/admin/all": ["Jwt"],
+        "GET /api/v1/admin/users/{userId}/api-keys": ["Jwt"],
+        "POST /api/v1/api-keys/validate": ["Jwt"],
+        "GET /api/v1/config/api-key-defaults": ["Jwt"],
+        "GET /api/v1/admin/settings/api-key-defaults": ["Jwt"],
+        "PUT /api/v1/admin/settings/api-key-defaults": ["Jwt"],
+        "GET /api/v1/admin/audit": ["Jwt"],
         "GET /health": ["NONE"],
         "POST /api/v1/admin/operations/{id}/retry": ["Jwt"],
         "POST /api/v1/api-keys": ["Jwt"],
@@ -150,6 +193,15 @@ def test_each_route_calls_the_live_version_of_its_function_with_payload_2_0(reso
         "DELETE /api/v1/api-keys/{id}": (["DeleteApiKeyAliaslive"], "2.0"),
         "GET /api/v1/admin/operations": (["ListOperationsAliaslive"], "2.0"),
         "GET /api/v1/api-keys": (["ListApiKeysAliaslive"], "2.0"),
+        "GET /api/v1/api-keys/{id}": (["GetApiKeyAliaslive"], "2.0"),
+        "GET /api/v1/api-keys/stats": (["GetApiKeyStatsAliaslive"], "2.0"),
+        "GET /api/v1/api-keys/admin/all": (["ListAllApiKeysAliaslive"], "2.0"),
+        "GET /api/v1/admin/users/{userId}/api-keys": (["ListUserApiKeysAliaslive"], "2.0"),
+        "POST /api/v1/api-keys/validate": (["ValidateApiKeyAliaslive"], "2.0"),
+        "GET /api/v1/config/api-key-defaults": (["GetKeyDefaultsAliaslive"], "2.0"),
+        "GET /api/v1/admin/settings/api-key-defaults": (["GetKeyDefaultsAsAdminAliaslive"], "2.0"),
+        "PUT /api/v1/admin/settings/api-key-defaults": (["SetKeyDefaultsAliaslive"], "2.0"),
+        "GET /api/v1/admin/audit": (["ListAuditRecordsAliaslive"], "2.0"),
         "GET /health": (["CheckHealthAliaslive"], "2.0"),
         "POST /api/v1/admin/operations/{id}/retry": (["RetryOperationAliaslive"], "2.0"),
         "POST /api/v1/api-keys": (["CreateApiKeyAliaslive"], "2.0"),
@@ -179,6 +231,16 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
         ("CreateApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("DeleteApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("ListApiKeys", ["DatabaseSecretArn"]),
+        ("SyncSpend", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("GetApiKey", ["DatabaseSecretArn"]),
+        ("GetApiKeyStats", ["DatabaseSecretArn"]),
+        ("ListAllApiKeys", ["DatabaseSecretArn"]),
+        ("ListUserApiKeys", ["DatabaseSecretArn"]),
+        ("ValidateApiKey", ["DatabaseSecretArn"]),
+        ("GetKeyDefaults", ["DatabaseSecretArn"]),
+        ("GetKeyDefaultsAsAdmin", ["DatabaseSecretArn"]),
+        ("SetKeyDefaults", ["DatabaseSecretArn"]),
+        ("ListAuditRecords", ["DatabaseSecretArn"]),
         ("MigrateDatabase", ["DatabaseMigratorSecretArn"]),
         ("Reconcile", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
     ],
@@ -261,6 +323,14 @@ def test_each_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
     assert sorted(of_type(resources, "AWS::IAM::Role")) == sorted([f"{name}Role" for name in FUNCTIONS] + schedulers)
     assert of_type(resources, "AWS::IAM::Policy") == {}
     assert of_type(resources, "AWS::IAM::ManagedPolicy") == {}
+
+
+def test_a_run_that_brings_spend_has_let_go_before_the_next_one_comes(resources: dict[str, Any]) -> None:
+    schedule = resources["SyncSpendEveryFiveMinutes"]["Properties"]["ScheduleExpression"]
+    lease_seconds = int(variables(resources, "SyncSpend")["FUNCTION_TIMEOUT_SECONDS"]) + 5
+
+    assert schedule == "rate(5 minutes)"
+    assert lease_seconds < 5 * 60
 
 
 def test_only_create_may_derive_secrets(resources: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""The CloudFormation template that SAM makes of template.yaml, translated on this machine.
+"""The CloudFormation templates that SAM makes of template.yaml and of the drop-in's, translated on this machine.
 
-`python -m tests.architecture.translation` prints it as JSON. Raw lint is not enough: cfn-lint lets `Runtime: python3.16`
-pass inside AWS::Serverless::Function and refuses it in the translation.
+`python -m tests.architecture.translation [litemaas]` prints one as JSON. Raw lint is not enough: cfn-lint lets
+`Runtime: python3.16` pass inside AWS::Serverless::Function and refuses it in the translation.
 """
 
 import json
@@ -13,6 +13,8 @@ import boto3
 from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
+
+from local.litemaas_template import litemaas_template
 
 ROOT = Path(__file__).resolve().parents[2]
 REGION = "eu-central-1"
@@ -37,19 +39,36 @@ MANAGED_POLICIES = {
 }
 
 
+# What the drop-in's template is told instead.
+LITEMAAS_DEPLOYMENT = {name: value for name, value in DEPLOYMENT.items() if not name.startswith("Jwt")} | {
+    "LiteMaaSTokenSecretArn": f"arn:aws:secretsmanager:{REGION}:123456789012:secret:litemaas-AbCdEf",
+}
+
+
 def read_template() -> dict[str, Any]:
     return yaml_parse((ROOT / "template.yaml").read_text())
 
 
+def read_litemaas_template() -> dict[str, Any]:
+    return yaml_parse(litemaas_template((ROOT / "template.yaml").read_text()))
+
+
 def translate(*, release_sha: str = DEPLOYMENT["ReleaseSha"]) -> dict[str, Any]:
     """Raises InvalidDocumentException for what `sam validate` would refuse."""
-    template = read_template()
+    return _translated(read_template(), DEPLOYMENT | {"ReleaseSha": release_sha})
+
+
+def translate_litemaas() -> dict[str, Any]:
+    return _translated(read_litemaas_template(), LITEMAAS_DEPLOYMENT)
+
+
+def _translated(template: dict[str, Any], parameters: dict[str, str]) -> dict[str, Any]:
     # `sam deploy` uploads what it built and puts the addresses here.
     template["Globals"]["Function"]["CodeUri"] = "s3://built/functions"
     template["Resources"]["SharedLayer"]["Properties"]["ContentUri"] = "s3://built/layer"
     translator = Translator(MANAGED_POLICIES, Parser(), boto_session=boto3.session.Session(region_name=REGION))
-    return translator.translate(template, DEPLOYMENT | {"ReleaseSha": release_sha}, passthrough_metadata=True)
+    return translator.translate(template, parameters, passthrough_metadata=True)
 
 
 if __name__ == "__main__":
-    json.dump(translate(), sys.stdout, indent=2)
+    json.dump(translate_litemaas() if sys.argv[1:] == ["litemaas"] else translate(), sys.stdout, indent=2)

@@ -1,5 +1,7 @@
 """GET /key/info, POST /v2/key/info, GET /key/list."""
 
+import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -229,3 +231,48 @@ class TestListOfAMark:
         page = self.page(gateway, unique("nobody"))
 
         assert (page["keys"], page["total_count"], page["total_pages"]) == ([], 0, 0)
+
+
+def spend_of(gateway: Gateway, key: dict[str, Any]) -> dict[str, Any]:
+    """What a list of full objects tells of the key's use; times read."""
+    query = {"key_hash": key["token"], "return_full_object": "true"}
+    (listed,) = gateway.get("/key/list", query).json()["keys"]
+    times = {name: listed[name] and datetime.fromisoformat(listed[name]) for name in ("budget_reset_at", "last_active")}
+    return {"spend": listed["spend"], **times}
+
+
+def test_a_list_of_full_objects_holds_spend_and_the_end_of_the_budgets_window(gateway: Gateway):
+    plain, budgeted = gateway.generate(), gateway.generate(spend=3.25, max_budget=5, budget_duration="30d")
+
+    assert spend_of(gateway, plain) == {"spend": 0, "budget_reset_at": None, "last_active": None}
+    told = spend_of(gateway, budgeted)
+    assert (told["spend"], told["last_active"]) == (3.25, None)
+    assert told["budget_reset_at"] == datetime.fromisoformat(gateway.info(budgeted["token"])["budget_reset_at"])
+    assert told["budget_reset_at"] > datetime.now(UTC)
+
+
+def test_a_list_of_full_objects_tells_what_was_spent_and_when_the_key_was_last_used(gateway: Gateway):
+    key, before = gateway.generate(), datetime.now(UTC)
+    gateway.chat(key["key"])
+
+    deadline = time.monotonic() + 30
+    # LiteLLM writes both to its database some seconds later.
+    while (told := spend_of(gateway, key))["spend"] == 0 and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+    assert 1e-6 < told["spend"] < 1e-4
+    # Milliseconds are kept, and some clocks are coarser.
+    assert before - timedelta(seconds=1) < told["last_active"] < datetime.now(UTC) + timedelta(seconds=1)
+
+
+def test_an_administrators_list_by_hash_holds_the_keys_of_all_users_in_order(gateway: Gateway):
+    made = {key["token"] for key in (gateway.generate(), gateway.generate(user_id=unique("user")), gateway.generate())}
+    query = {"return_full_object": "true", "sort_by": "token", "sort_order": "asc", "size": 100}
+    first = gateway.get("/key/list", {**query, "page": 1}).json()
+
+    pages = [gateway.get("/key/list", {**query, "page": page}).json() for page in range(1, first["total_pages"] + 1)]
+
+    tokens_listed = [key["token"] for page in pages for key in page["keys"]]
+    assert made <= set(tokens_listed)
+    # Twice is possible: others may make keys meanwhile, and pages are counted off.
+    assert tokens_listed == sorted(tokens_listed)

@@ -14,7 +14,14 @@ from local.stack import LocalStack
 from local.workers import InvocationFailed
 from tests.e2e.service import Ledger, Service
 
-ALL = ["0001_litemaas_tables", "0002_tokens_and_journal", "0003_settlement", "0005_findings"]
+ALL = [
+    "0001_litemaas_tables",
+    "0002_tokens_and_journal",
+    "0003_settlement",
+    "0005_findings",
+    "0006_overseeing",
+    "0007_spend",
+]
 TABLES = [
     "api_key_models",
     "api_key_operations",
@@ -25,6 +32,7 @@ TABLES = [
     "keyservice_installation",
     "keyservice_migrations",
     "keyservice_reconciliation",
+    "keyservice_spend_sync",
     "models",
     "subscriptions",
     "system_settings",
@@ -114,10 +122,8 @@ def test_runs_that_all_have_begun_wait_for_each_other(empty: Service):
 def test_rows_that_litemaas_has_already_stay(empty: Service):
     empty.stack.invoke("MigrateDatabase", {})
     empty.rows("INSERT INTO models (id, name, provider) VALUES ('kept', 'kept', 'openai')")
-    empty.rows(
-        "DROP TABLE keyservice_migrations, keyservice_installation, api_key_tokens, api_key_operations,"
-        " keyservice_findings, keyservice_reconciliation"
-    )
+    empty.rows("DROP TABLE keyservice_migrations, keyservice_installation, api_key_tokens, api_key_operations")
+    empty.rows("DROP TABLE keyservice_findings, keyservice_reconciliation, keyservice_spend_sync")
     empty.rows("DROP FUNCTION keyservice_condemn_tokens CASCADE")
     empty.rows("DROP INDEX api_keys_to_expire")
 
@@ -177,7 +183,7 @@ def test_without_the_app_role_nothing_is_made(service: Service):
         "UPDATE keyservice_installation SET mark = 'lmk-000000000000'",
         "DELETE FROM keyservice_migrations",
         "UPDATE subscriptions SET status = 'active'",
-        "INSERT INTO system_settings (key) VALUES ('api_key_defaults')",
+        "DELETE FROM system_settings",
         "UPDATE models SET provider = 'mine'",
         "SET ROLE keyservice_migrator",
     ],

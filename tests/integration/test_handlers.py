@@ -69,6 +69,7 @@ def environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[p
         "SETTLE_LONGEST_WAIT_SECONDS": "900",
         "OAUTH_PROVIDER": "openshift",
         "SUBJECT_CLAIM": "sub",
+        "SUBJECT_COLUMN": "oauth_id",
         "USERNAME_CLAIM": "preferred_username",
         "EMAIL_CLAIM": "email",
         "NAME_CLAIM": "name",

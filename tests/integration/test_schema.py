@@ -226,7 +226,7 @@ class TestAppRole:
             "ALTER TABLE api_keys DISABLE TRIGGER ALL",
             "INSERT INTO subscriptions (user_id, model_id) SELECT id, 'gpt-4o' FROM users",
             "UPDATE subscriptions SET status = 'active'",
-            "UPDATE system_settings SET value = '{}'",
+            "DELETE FROM system_settings",
             "UPDATE keyservice_installation SET mark = 'lmk-000000000000'",
             "UPDATE models SET provider = 'x'",
             "CREATE TABLE mine (id int)",

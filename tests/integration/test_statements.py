@@ -1,6 +1,7 @@
 """The SQL itself: its names, its indexes, and that its enumerations are Python's."""
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +25,16 @@ SQL = re.compile(r"\s*(/\*|(WITH|SELECT|INSERT|UPDATE|DELETE)\b)")
 
 
 def statements_in(store: Path) -> list[str]:
-    constants = (node.value for node in ast.walk(ast.parse(store.read_text())) if isinstance(node, ast.Constant))
-    return [text for text in constants if isinstance(text, str) and SQL.match(text)]
+    """What the module itself assigns, joined from its parts; what it only imports is another module's."""
+    module = importlib.import_module(f"keyservice.{store.stem}")
+    assigned = {
+        target.id
+        for node in ast.parse(store.read_text()).body
+        for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
+        if isinstance(target, ast.Name)
+    }
+    texts = [value for name, value in vars(module).items() if name in assigned and isinstance(value, str)]
+    return [text for text in texts if SQL.match(text)]
 
 
 @pytest.mark.parametrize("store", STORES, ids=lambda path: path.stem)
@@ -40,6 +49,18 @@ def test_no_two_statements_share_a_name():
     names = [found[0] for store in STORES for found in map(NAME.match, statements_in(store)) if found]
 
     assert len(names) == len(set(names))
+
+
+def test_whoever_looks_for_the_caller_looks_for_both_kinds():
+    """By the issuer's subject and, where LiteMaaS's own tokens open the service, by the id of the row."""
+    by_subject = re.compile(r"oauth_provider = %\(provider\)s AND (u\.)?oauth_id = %\(subject\)s")
+    by_both = re.compile(
+        r"\bid = %\(caller_id\)s OR \((u\.)?oauth_provider = %\(provider\)s AND (u\.)?oauth_id = %\(subject\)s\)"
+    )
+    statements = [text for store in STORES for text in statements_in(store)]
+
+    assert sum(len(by_both.findall(text)) for text in statements) > 0
+    assert [text for text in statements if len(by_subject.findall(text)) != len(by_both.findall(text))] == []
 
 
 def checked_values(database: Database, *, table: str, column: str) -> set[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from local.errors import StartFailed
-from local.template import Application, Template
+from local.template import Application, JwtAuthorizer, Template
 
 CHECKOUT = Path(__file__).parent.parent.parent
 SAMPLE = Path(__file__).parent / "sample" / "template.yaml"
@@ -202,9 +202,7 @@ def test_routes_carry_their_authorizer_and_scopes() -> None:
 
     routes = {route.key: route for route in application.routes}
     assert routes["ANY /open/{name}"].authorizer is None
-    closed = routes["GET /closed"].authorizer
-    assert closed is not None
-    assert (closed.issuer, closed.audience) == ("https://issuer", ("us",))
+    assert routes["GET /closed"].authorizer == JwtAuthorizer(issuer="https://issuer", audience=("us",))
     assert routes["GET /scoped"].scopes == ("keys.read", "keys.write")
     assert application.cors is not None
     assert application.cors.origins == ("https://console.example.com",)

@@ -23,6 +23,7 @@ VARIABLES = {
     "LITELLM_BUDGET_SECONDS": "10",
     "OAUTH_PROVIDER": "openshift",
     "SUBJECT_CLAIM": "sub",
+    "SUBJECT_COLUMN": "oauth_id",
     "USERNAME_CLAIM": "preferred_username",
     "EMAIL_CLAIM": "email",
     "NAME_CLAIM": "name",

@@ -1,6 +1,7 @@
 import base64
 import json
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -156,3 +157,31 @@ def test_claims_are_taken_from_where_the_stack_says():
 
     assert (caller.provider, caller.subject, caller.username) == ("entra", "stable", "al")
     assert (caller.email, caller.full_name, caller.roles) == ("al@example.com", "Al", ("admin",))
+
+
+class TestCallerByTheIdOfARow:
+    NAMES = ClaimNames(
+        subject_column="id",
+        provider="litemaas",
+        subject="userId",
+        username="username",
+        email="email",
+        full_name="name",
+        roles="roles",
+    )
+    USER_ID = "d14dfa9d-4dc5-478c-ac0a-93acde76e63e"
+
+    def test_is_the_row_and_nothing_that_the_token_says_of_it(self):
+        claims = {"userId": self.USER_ID, "username": "root", "email": "root@example.com", "roles": "[admin]"}
+
+        caller = caller_from_claims(claims, authorization=bearer({"roles": ["admin"]}), names=self.NAMES, actor=ACTOR)
+
+        assert caller == Caller(
+            user_id=UUID(self.USER_ID), username="", email="", full_name=None, roles=(), actor=ACTOR
+        )
+        assert (caller.provider, caller.subject) == (None, None)
+
+    @pytest.mark.parametrize("subject", ["", "alice", "d14dfa9d", f"{USER_ID} ", USER_ID.replace("-", "")])
+    def test_is_refused_unless_it_is_one(self, subject: str):
+        with pytest.raises(Unauthorized):
+            caller_from_claims({"userId": subject}, authorization="", names=self.NAMES, actor=ACTOR)

@@ -1,5 +1,6 @@
 import base64
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,37 @@ def raising(error: Exception) -> Callable[[Request], Any]:
     return handler
 
 
+class TestAcceptedMediaType:
+    @pytest.mark.parametrize(
+        ("accept", "is_accepted"),
+        [
+            pytest.param("application/x-ndjson", True, id="alone"),
+            pytest.param("text/html, Application/X-NDJSON; q=0.5", True, id="among others"),
+            pytest.param("application/json", False, id="another"),
+            pytest.param("*/*", False, id="anything"),
+            pytest.param("", False, id="empty"),
+        ],
+    )
+    def test_is_one_asked_for_by_its_name(self, event: Events, *, accept: str, is_accepted: bool):
+        recorded = event("list_api_keys")
+        recorded["headers"]["accept"] = accept
+        seen: list[bool] = []
+
+        serve(recorded, lambda request: seen.append(request.accepts("application/x-ndjson")))
+
+        assert seen == [is_accepted]
+
+
 class TestAnswer:
+    def test_may_be_text_of_another_type(self, event: Events):
+        lines = Response(status=200, body='{"a":1}\n', content_type="application/x-ndjson")
+
+        answer = serve(event("list_api_keys"), lambda _: lines)
+
+        assert answer["body"] == '{"a":1}\n'
+        assert answer["headers"]["content-type"] == "application/x-ndjson"
+        assert answer["headers"]["cache-control"] == "no-store"
+
     def test_is_json_that_nobody_may_keep(self, event: Events):
         answer = serve(event("list_api_keys"))
 
@@ -294,6 +325,58 @@ class TestCaller:
         serve(request, lambda asked: seen.append(asked.caller))
 
         assert (seen[0].actor.ip_address, seen[0].actor.user_agent) == kept
+
+
+class TestCallerOfALambdaAuthorizer:
+    """Its answer is cached, so the function looks at the token's end once more."""
+
+    USER_ID = "d14dfa9d-4dc5-478c-ac0a-93acde76e63e"
+
+    @pytest.fixture
+    def request_with(
+        self, event: Events, environment: pytest.MonkeyPatch
+    ) -> Callable[[dict[str, object]], dict[str, Any]]:
+        environment.setenv("SUBJECT_COLUMN", "id")
+        environment.setenv("SUBJECT_CLAIM", "userId")
+
+        def build(said: dict[str, object]) -> dict[str, Any]:
+            request = event("list_api_keys")
+            request["requestContext"]["authorizer"] = {"lambda": said}
+            return request
+
+        return build
+
+    @pytest.mark.parametrize("in_an_hour", [lambda: str(int(time.time()) + 3600), lambda: time.time() + 3600])
+    def test_is_who_the_authorizer_said(self, request_with: Any, in_an_hour: Callable[[], object]):
+        seen: list[Any] = []
+
+        answer = serve(
+            request_with({"userId": self.USER_ID, "exp": in_an_hour()}), lambda request: seen.append(request.caller)
+        )
+
+        assert answer["statusCode"] == 200
+        assert str(seen[0].user_id) == self.USER_ID
+
+    @pytest.mark.parametrize(
+        "exp",
+        [
+            pytest.param("1", id="over"),
+            pytest.param(1, id="over, as a number"),
+            pytest.param("", id="empty"),
+            pytest.param("soon", id="no number"),
+            pytest.param("nan", id="not a number"),
+            pytest.param(None, id="null"),
+        ],
+    )
+    def test_is_refused_unless_the_token_still_lasts(self, request_with: Any, exp: object):
+        answer = serve(request_with({"userId": self.USER_ID, "exp": exp}), lambda request: request.caller)
+
+        assert answer["statusCode"] == 401
+        assert error_of(answer)["code"] == "UNAUTHORIZED"
+
+    @pytest.mark.parametrize("said", [{}, {"userId": USER_ID}], ids=["nothing", "no end"])
+    def test_is_refused_when_the_answer_says_too_little(self, request_with: Any, said: dict[str, object]):
+        assert serve(request_with(said), lambda request: request.caller)["statusCode"] == 401
 
 
 @pytest.mark.usefixtures("environment")

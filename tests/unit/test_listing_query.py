@@ -46,7 +46,19 @@ def test_every_parameter_is_read():
 
 
 def test_unknown_parameters_are_ignored():
-    assert parse_list_query({"sort": "name", "utm_source": "mail"}) == ListQuery()
+    assert parse_list_query({"sort": "name", "utm_source": "mail", "userId": "me"}) == ListQuery()
+
+
+def test_a_user_is_named_where_keys_of_others_are_listed():
+    assert parse_list_query({"userId": KEY_ID}, takes_user_id=True) == ListQuery(user_id=UUID(KEY_ID))
+    assert parse_list_query({"userId": "me"}, user_id=UUID(KEY_ID)) == ListQuery(user_id=UUID(KEY_ID))
+
+
+def test_a_malformed_user_is_refused():
+    with pytest.raises(InvalidRequest) as caught:
+        parse_list_query({"userId": "me"}, takes_user_id=True)
+
+    assert [violation.field for violation in caught.value.details["validation"]] == ["userId"]
 
 
 @pytest.mark.parametrize(

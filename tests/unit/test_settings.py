@@ -10,6 +10,7 @@ VARIABLES = {
     "DATABASE_CA_BUNDLE": "",
     "OAUTH_PROVIDER": "openshift",
     "SUBJECT_CLAIM": "sub",
+    "SUBJECT_COLUMN": "oauth_id",
     "USERNAME_CLAIM": "preferred_username",
     "EMAIL_CLAIM": "email",
     "NAME_CLAIM": "name",
@@ -103,3 +104,13 @@ def test_any_other_reconcile_mode_is_refused(value: str):
 def test_without_a_bucket_reports_are_kept_nowhere():
     assert Settings(variables={"RECONCILE_BUCKET": ""}).reconcile_bucket is None
     assert Settings(variables={"RECONCILE_BUCKET": "reports"}).reconcile_bucket == "reports"
+
+
+def test_subject_may_be_the_id_of_a_row():
+    assert settings_with(SUBJECT_COLUMN="id").claim_names.subject_column == "id"
+    assert settings_with().claim_names.subject_column == "oauth_id"
+
+
+def test_subject_in_another_column_is_refused():
+    with pytest.raises(SettingsError, match="SUBJECT_COLUMN"):
+        _ = settings_with(SUBJECT_COLUMN="email").claim_names

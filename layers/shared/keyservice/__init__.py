@@ -1,26 +1,35 @@
-"""The life of LiteLLM API keys: create, list, delete, each with its audit record. In reading order:
+"""The life of LiteLLM API keys: create, list, delete, each with its audit record, and who may see what. In reading order:
 
 endpoint        API Gateway boundary: Request, Response, @endpoint; the only place an error becomes HTTP
 jobs            the boundary of scheduled jobs
+authorizer      the boundary of the Lambda authorizer
 callers         who calls, from a token's claims
 wiring          builds the parts once per execution environment; the only reader of os.environ
 creation        creating a key: the rules and the order of things (creation_store: its SQL)
 deletion        deleting a key (deletion_store: its SQL)
-listing         listing keys (listing_store: its SQL)
+listing         showing keys: one, the caller's, a user's, everybody's (listing_store: its SQL)
+key_statistics  counting a caller's keys (key_statistics_store: its SQL)
+validation      whether a secret is that of a working key (validation_store: its SQL)
+litemaas_tokens checking the tokens that LiteMaaS itself issues
 settlement      finishing what was interrupted, expiring keys (settlement_store: its SQL)
+spend           bringing spend from LiteLLM into the rows (spend_store: its SQL)
 operations      the operator's view of the journal (operations_store: its SQL)
 reconciliation  comparing LiteLLM's keys with the database's and healing what differs (reconciliation_store: its SQL)
 provenance      whether this database is the one LiteLLM's keys were made from
 health          whether each backend answers
 schema          applies migrations/*.sql
+key_defaults    the defaults and maximums of keys (key_defaults_store: its SQL)
+audit_trail     the audit records, page by page (audit_trail_store: its SQL)
+standing        who may do what: the roles
 model_catalog   the models LiteLLM serves, remembered for a minute
+key_status      what a key is at the moment, in one word of SQL
 journal         what every change shares: locks, whose change it is, giving an operation back
 litellm         the LiteLLM client; the only module that imports httpx
 derivation      deriving a key's secret with KMS
 report_archive  keeping reports in S3
 database        one connection per environment; reopens a stale one
 secret_values   reading Secrets Manager
-queries         what the query strings of lists have in common
+queries         what the query strings of lists have in common: numbers, ids, moments, cursors
 decoding        turns untrusted JSON into models and reports every violation at once
 telemetry       the one logger and the one set of metrics
 models          shapes: NewApiKey, Caller, PendingCreate, ListQuery

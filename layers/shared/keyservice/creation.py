@@ -13,14 +13,13 @@ from typing import Literal
 import msgspec
 
 from keyservice import creation_store as store
-from keyservice import journal, telemetry
+from keyservice import journal, standing, telemetry
 from keyservice.database import Database
 from keyservice.decoding import invalid
 from keyservice.derivation import DerivedSecret, KeyDeriver, new_nonce
 from keyservice.errors import (
     DatabaseUnavailable,
     DerivationUnavailable,
-    Forbidden,
     GatewayRefused,
     GatewayUnavailable,
     Gone,
@@ -78,8 +77,8 @@ class KeyCreation:
         IdempotencyKeyReused (another body), OperationInProgress, or Gone (the key was deleted since).
 
         Raises InvalidRequest with every rule it breaks, NotFound for a subscription that is not the caller's,
-        Forbidden for an inactive caller, and OperationPending when LiteLLM cannot confirm: then no key was issued and
-        the service itself clears up what may have been made.
+        Forbidden for a caller who is inactive or may only look, and OperationPending when LiteLLM cannot confirm:
+        then no key was issued and the service itself clears up what may have been made.
         """
         require_consistent(wanted)
         idempotency = None if idempotency_key is None else _idempotency(idempotency_key, wanted)
@@ -375,7 +374,7 @@ def _undone(reason: str | None) -> ServiceError:
     """T2 found that the caller is no longer entitled to what T1 allowed."""
     match reason:
         case "inactiveUser":
-            return Forbidden("This account is not active. Ask an administrator.")
+            return standing.inactive()
         case "notEntitled":
             return InvalidRequest("A subscription this key needs ended while the key was being created.")
         case "past":
@@ -387,7 +386,9 @@ def _undone(reason: str | None) -> ServiceError:
 def _refusal(broken: Sequence[store.RuleViolation], *, model_access: Literal["subscription", "any"]) -> ServiceError:
     codes = {(rule.field, rule.code) for rule in broken}
     if ("user", "inactiveUser") in codes:
-        return Forbidden("This account is not active. Ask an administrator.")
+        return standing.inactive()
+    if ("user", "readOnly") in codes:
+        return standing.read_only()
     if ("subscriptionId", "notFound") in codes:
         return NotFound(
             "Subscription not found",

@@ -1,7 +1,7 @@
 """The SQL of a create: T1, T2, and the end of one that did not work."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 from uuid import UUID
 
 import msgspec
@@ -10,8 +10,9 @@ from psycopg.types.json import Jsonb
 
 from keyservice.database import Database, Statement
 from keyservice.errors import OutcomeUnknown
-from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, registering, repeated_once
+from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, registering, repeated_once, require_known
 from keyservice.models import Caller, GatewayUser, Idempotency, ModelDetails, NewApiKey, PendingCreate
+from keyservice.standing import STANDING
 
 
 class RuleViolation(msgspec.Struct, frozen=True):
@@ -19,7 +20,16 @@ class RuleViolation(msgspec.Struct, frozen=True):
 
     field: str
     code: Literal[
-        "inactiveUser", "notFound", "notActive", "notEntitled", "maximum", "past", "tooFar", "required", "keyLimit"
+        "inactiveUser",
+        "readOnly",
+        "notFound",
+        "notActive",
+        "notEntitled",
+        "maximum",
+        "past",
+        "tooFar",
+        "required",
+        "keyLimit",
     ]
     bound: Any = None
 
@@ -66,12 +76,16 @@ RETURNING id"""
 
 # The second statement of the pipeline: its snapshot is taken after the lock on the user was won, so that it counts
 # what the creates before it inserted. One statement that locks and counts let 30 of 30 through at a limit of 10.
-_BEGIN_CREATE = """/* begin_create */
+_BEGIN_CREATE: LiteralString = (
+    """/* begin_create */
 WITH caller AS (
-    SELECT id, is_active, sync_status, max_budget, tpm_limit, rpm_limit, budget_duration
+    SELECT id, is_active, roles, sync_status, max_budget, tpm_limit, rpm_limit, budget_duration
     FROM users
-    WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+    WHERE id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)
 ),
+"""
+    + STANDING
+    + """,
 configured AS (
     SELECT coalesce(s.value -> 'defaults', '{}') AS defaults, coalesce(s.value -> 'maximums', '{}') AS maximums
     FROM (VALUES (true)) AS always (is_there)
@@ -133,9 +147,10 @@ counted AS (
 ),
 broken AS (
     SELECT jsonb_agg(jsonb_build_object('field', field, 'code', code, 'bound', bound) ORDER BY position) AS rules
-    FROM caller, wanted, configured, not_entitled, counted
+    FROM standing, wanted, configured, not_entitled, counted
     CROSS JOIN LATERAL (VALUES
-        (1, 'user', 'inactiveUser', NULL::jsonb, caller.is_active IS NOT TRUE),
+        (1, 'user', 'inactiveUser', NULL::jsonb, NOT standing.is_active),
+        (1, 'user', 'readOnly', NULL, standing.is_active AND NOT standing.may_change_own),
         (2, 'subscriptionId', 'notFound', NULL,
             %(subscription_id)s::uuid IS NOT NULL AND NOT EXISTS (SELECT FROM legacy)),
         (3, 'subscriptionId', 'notActive', (SELECT to_jsonb(status) FROM legacy),
@@ -175,7 +190,7 @@ earlier AS (
             ELSE 'resume'
         END AS verdict
     FROM api_key_operations AS o
-    JOIN caller ON caller.id = o.user_id AND caller.is_active
+    JOIN standing ON standing.user_id = o.user_id AND standing.may_change_own
     JOIN api_key_tokens AS t ON t.hash = o.token_hash
     LEFT JOIN api_keys AS k ON k.id = o.api_key_id
     WHERE o.kind = 'create' AND o.idempotency_hash = %(idempotency_hash)s
@@ -311,6 +326,7 @@ LEFT JOIN new_operation ON true
 LEFT JOIN earlier ON earlier.verdict <> 'free'
 LEFT JOIN api_keys AS earlier_key ON earlier_key.id = earlier.api_key_id
 LEFT JOIN resumed ON true"""
+)
 
 
 def begin_create(
@@ -332,7 +348,8 @@ def begin_create(
     """T1 of a create, one round trip: the user, the rules, and when none is broken the row (not active), its models,
     the token (intended) and the operation; when one is broken, an audit record and a Refusal that names all.
 
-    Raises IdentityConflict when the username or email belongs to another identity.
+    Raises IdentityConflict when the username or email belongs to another identity, Unauthorized when the caller's row
+    has to be there and is not.
     """
     parameters: dict[str, Any] = {
         **identity(caller),
@@ -363,15 +380,18 @@ def begin_create(
         "drain_seconds": drain_seconds,
         "resume_seconds": resume_seconds,
     }
+    if caller.user_id is None:
+        lock = Statement(_REGISTER_CALLER, identity(caller))
+    else:
+        lock = Statement(LOCK_USER, {"user_id": caller.user_id})
     try:
-        _, rows = registering(
-            database, Statement(_REGISTER_CALLER, identity(caller)), Statement(_BEGIN_CREATE, parameters)
-        )
+        _, rows = registering(database, lock, Statement(_BEGIN_CREATE, parameters))
     except pg.UniqueViolation as error:
         if error.diag.constraint_name not in _OF_A_CREATE:
             raise
         # The same ids are there already: a first try, given up for lost, has committed after all.
         raise OutcomeUnknown from error
+    require_known(caller, rows)
     row = rows[0]
     match row["verdict"]:
         case "otherBody" | "gone" | "undoing" | "running" as hindrance:

@@ -29,34 +29,62 @@ _AT = re.compile(r" - at `\$(?P<path>.*)`$")
 
 
 def decode_object[T: msgspec.Struct](body: bytes, shape: type[T]) -> T:
-    """The body as `shape`; null means not set. Raises InvalidRequest with one violation per wrong or unknown
-    field, UnsupportedSetting for a field that is known but cannot be enforced."""
-    fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
-    given = {name: value for name, value in _decode_json_object(body).items() if value is not None}
-    values: dict[str, Any] = {}
+    """The body as `shape`; null means not set. Raises InvalidRequest with one violation per wrong, missing or
+    unknown field, also of an object within, and UnsupportedSetting for a field that is known but cannot be enforced."""
+    fields = {field.encode_name for field in msgspec.structs.fields(shape)}
+    given = _decode_json_object(body)
+    unsupported = sorted(name for name in _UNSUPPORTED - fields if given.get(name) is not None)
     violations: list[Violation] = []
-    for name, value in given.items():
-        if name in _UNSUPPORTED and name not in fields:
-            continue
-        if name not in fields:
-            violations.append(
-                Violation(field=_shown(name), message="is not a field of this request", code="additionalProperties")
-            )
-            continue
-        try:
-            values[fields[name].name] = msgspec.convert(value, fields[name].type)
-        except msgspec.ValidationError as error:
-            violations.append(_violation(name, str(error)))
-            continue
-        violations.extend(_text_violations(name, value))
-    if violations:
+    decoded = _decode_fields(
+        {name: value for name, value in given.items() if name not in unsupported}, shape, path="", violations=violations
+    )
+    if violations or decoded is None:
         raise invalid(violations)
-    if unsupported := sorted(_UNSUPPORTED & given.keys() - fields.keys()):
+    if unsupported:
         raise UnsupportedSetting(
             f"This service cannot enforce {', '.join(unsupported)}. Leave it out: nothing was created.",
             details={"fields": unsupported},
         )
-    return shape(**values)
+    return decoded
+
+
+def _decode_fields[T: msgspec.Struct](
+    given: dict[str, Any], shape: type[T], *, path: str, violations: list[Violation]
+) -> T | None:
+    """None when a field is wrong, which is then among the violations."""
+    fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
+    values: dict[str, Any] = {}
+    before = len(violations)
+    for name, value in given.items():
+        if value is None:
+            continue
+        at = path + _shown(name)
+        if name not in fields:
+            violations.append(
+                Violation(field=at, message="is not a field of this request", code="additionalProperties")
+            )
+            continue
+        part = _struct(fields[name].type)
+        if part is not None and isinstance(value, dict):
+            within = msgspec.convert(value, dict[str, Any])
+            values[fields[name].name] = _decode_fields(within, part, path=f"{at}.", violations=violations)
+            continue
+        try:
+            values[fields[name].name] = msgspec.convert(value, fields[name].type)
+        except msgspec.ValidationError as error:
+            violations.append(_violation(at, str(error)))
+            continue
+        violations.extend(_text_violations(at, value))
+    violations.extend(
+        Violation(field=path + name, message="is required", code="required")
+        for name, field in fields.items()
+        if field.required and given.get(name) is None
+    )
+    return shape(**values) if len(violations) == before else None
+
+
+def _struct(kind: Any) -> type[msgspec.Struct] | None:
+    return kind if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else None
 
 
 def invalid(violations: Iterable[Violation]) -> InvalidRequest:

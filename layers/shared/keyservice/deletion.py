@@ -8,7 +8,7 @@ import msgspec
 from keyservice import deletion_store as store
 from keyservice import journal, telemetry
 from keyservice.database import Database
-from keyservice.errors import Forbidden, NotFound, Unavailable
+from keyservice.errors import NotFound, Unavailable
 from keyservice.litellm import LiteLLM
 from keyservice.models import Caller, Deadline, DeletedKey, PendingDelete, PendingDeletion, parse_uuid, timestamp
 
@@ -30,7 +30,7 @@ class KeyDeletion:
         """DeletedKey: LiteLLM has no such key any more, the row is gone, the audit record is written.
         PendingDeletion: all of that is going to happen without anyone asking again; the row is off already.
 
-        Raises NotFound for a key that is not there or not the caller's, Forbidden for an inactive caller.
+        Raises NotFound for a key that is not there or not the caller's, Forbidden for a caller who is inactive or may only look.
         """
         key_id = parse_uuid(api_key_id)
         if key_id is None:
@@ -44,8 +44,6 @@ class KeyDeletion:
         )
         telemetry.identify(key_id=key_id)
         match begun:
-            case "inactive caller":
-                raise Forbidden("This account is not active. Ask an administrator.")
             case "not found":
                 raise _not_found(key_id)
             case "running":

@@ -2,33 +2,39 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 from uuid import UUID
 
 import msgspec
 
 from keyservice.database import Database, Statement
-from keyservice.journal import LOCK_KEY, audited, identity, repeated_once
+from keyservice.journal import LOCK_KEY, audited, identity, repeated_once, require_known
 from keyservice.models import Caller, PendingDelete
+from keyservice.standing import STANDING, Standing, require_may_change_own
 
 # Locks the key before the next statement takes its snapshot, and only for its owner.
 _LOCK_OWN_KEY = """/* lock_own_key */
 SELECT k.id
 FROM api_keys AS k
 JOIN users AS u ON u.id = k.user_id
-WHERE k.id = %(api_key_id)s AND u.oauth_provider = %(provider)s AND u.oauth_id = %(subject)s
+WHERE k.id = %(api_key_id)s AND (u.id = %(caller_id)s OR (u.oauth_provider = %(provider)s AND u.oauth_id = %(subject)s))
 FOR UPDATE OF k"""
 
-_BEGIN_DELETE = """/* begin_delete */
+_BEGIN_DELETE: LiteralString = (
+    """/* begin_delete */
 WITH caller AS (
-    SELECT id, is_active FROM users WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
+    SELECT id, is_active, roles FROM users
+    WHERE id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)
 ),
+"""
+    + STANDING
+    + """,
 owned AS (
     SELECT
         k.id, k.user_id, k.name, k.key_hash, k.key_prefix, k.litellm_key_alias,
         ARRAY(SELECT m.model_id::text FROM api_key_models AS m WHERE m.api_key_id = k.id ORDER BY m.model_id) AS models
     FROM api_keys AS k
-    JOIN caller ON caller.id = k.user_id AND caller.is_active
+    JOIN standing ON standing.user_id = k.user_id AND standing.may_change_own
     WHERE k.id = %(api_key_id)s
 ),
 running AS (
@@ -114,7 +120,7 @@ begun AS (
     RETURNING id, epoch
 )
 SELECT
-    caller.is_active AS is_caller_active,
+    to_jsonb(standing) AS standing,
     owned.id AS api_key_id,
     owned.user_id,
     coalesce(begun.id, resumed.id) AS operation_id,
@@ -123,18 +129,19 @@ SELECT
         SELECT jsonb_agg(jsonb_build_object('hash', t.hash, 'is_safe', t.is_safe))
         FROM (SELECT * FROM condemned UNION ALL SELECT hash, true FROM adopted) AS t
     ) AS tokens
-FROM caller
+FROM standing
 LEFT JOIN owned ON true
 LEFT JOIN begun ON true
 LEFT JOIN resumed ON true"""
+)
 
 
 def begin_delete(
     database: Database, caller: Caller, *, operation_id: UUID, api_key_id: UUID, lease_seconds: float
-) -> PendingDelete | Literal["inactive caller", "not found", "running"]:
+) -> PendingDelete | Literal["not found", "running"]:
     """T1 of a delete, one round trip: the row is off, all its tokens are condemned, and the operation, which
     supersedes a create or change still pending, will be finished whatever happens. Takes a delete over whose holder's
-    lease has run out; "running" while it has not."""
+    lease has run out; "running" while it has not. Raises Forbidden for a caller who may change nothing."""
     parameters: dict[str, Any] = {
         **identity(caller),
         **audited(caller.actor),
@@ -143,10 +150,10 @@ def begin_delete(
         "lease_seconds": lease_seconds,
     }
     _, rows = repeated_once(database, Statement(_LOCK_OWN_KEY, parameters), Statement(_BEGIN_DELETE, parameters))
+    require_known(caller, rows)
     if not rows:
         return "not found"
-    if not rows[0]["is_caller_active"]:
-        return "inactive caller"
+    require_may_change_own(msgspec.convert(rows[0]["standing"], Standing))
     if rows[0]["api_key_id"] is None:
         return "not found"
     if rows[0]["operation_id"] is None:

@@ -34,6 +34,7 @@ RESERVED_SECONDS = 10.0
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _MAX_USER_AGENT = 512
+_JSON = "application/json; charset=utf-8"
 
 type Event = Mapping[str, Any]
 type Answer = dict[str, Any]
@@ -70,10 +71,8 @@ class Request:
 
     @property
     def caller(self) -> Caller:
-        """Raises Unauthorized when the token, which API Gateway has verified, names nobody we can keep."""
-        authorizer: Mapping[str, Any] = self._event["requestContext"].get("authorizer", {})
-        jwt: Mapping[str, Any] = authorizer.get("jwt", {})
-        claims: Mapping[str, Any] = jwt.get("claims", {})
+        """Raises Unauthorized when the token, which has been verified, names nobody we can keep, or has expired."""
+        claims = _verified_claims(self._event["requestContext"].get("authorizer") or {})
         if not claims:
             raise Unauthorized("Authentication required")
         return caller_from_claims(
@@ -98,6 +97,11 @@ class Request:
             return key
         raise invalid([Violation("Idempotency-Key", "must be 1 to 255 printable ASCII characters", "format")])
 
+    def accepts(self, media_type: str) -> bool:
+        """Whether the caller asks for this media type by its name; wildcards and preferences are not weighed."""
+        asked = self.headers.get("accept", "").lower().split(",")
+        return media_type in [part.split(";")[0].strip() for part in asked]
+
     def gateway_deadline(self) -> Deadline:
         """By when all LiteLLM calls of this request have to be over."""
         remaining = self._context.get_remaining_time_in_millis() / 1000
@@ -121,10 +125,11 @@ class Request:
 
 
 class Response(Struct, frozen=True, kw_only=True):
-    """`body` is encoded as JSON; nothing in it is null."""
+    """`body` is encoded as JSON, unless it is text already."""
 
     status: int
-    body: Struct
+    body: Struct | str
+    content_type: str = _JSON
     headers: Mapping[str, str] = {}
 
 
@@ -143,7 +148,7 @@ def endpoint(operation: str) -> Callable[[Callable[[Request], Response]], Callab
             code = "OK"
             try:
                 response = serve(request)
-                answer = _answer(request, response.status, response.body, response.headers)
+                answer = _response_answer(request, response)
             except ServiceError as error:
                 code = error.code
                 answer = _error_answer(request, error)
@@ -159,18 +164,39 @@ def endpoint(operation: str) -> Callable[[Callable[[Request], Response]], Callab
     return decorate
 
 
-def _answer(request: Request, status: int, body: object, headers: Mapping[str, str]) -> Answer:
+def _verified_claims(authorizer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the JWT authorizer, or of the Lambda authorizer, whose cached answer outlives the token: its `exp` is checked
+    once more. Raises Unauthorized."""
+    answer: Mapping[str, Any] | None = authorizer.get("lambda")
+    if answer is None:
+        jwt: Mapping[str, Any] = authorizer.get("jwt") or {}
+        return jwt.get("claims") or {}
+    try:
+        expires_at = float(answer.get("exp", ""))
+    except (TypeError, ValueError) as error:
+        raise Unauthorized("The token has no usable expiry") from error
+    if not time.time() < expires_at:
+        raise Unauthorized("The token has expired. Log in again.")
+    return answer
+
+
+def _response_answer(request: Request, response: Response) -> Answer:
+    body = response.body if isinstance(response.body, str) else msgspec.json.encode(response.body).decode()
+    return _answer(request, response.status, body, {"content-type": response.content_type, **response.headers})
+
+
+def _answer(request: Request, status: int, body: str, headers: Mapping[str, str]) -> Answer:
     return {
         "statusCode": status,
         "headers": {
-            "content-type": "application/json; charset=utf-8",
+            "content-type": _JSON,
             "cache-control": "no-store",
             "x-request-id": request.request_id,
             **({"x-correlation-id": request.correlation_id} if request.correlation_id else {}),
             **request.notices,
             **headers,
         },
-        "body": msgspec.json.encode(body).decode(),
+        "body": body,
         "isBase64Encoded": False,
     }
 
@@ -191,7 +217,7 @@ def _error_answer(request: Request, error: ServiceError) -> Answer:
     if error.retry_after_seconds is not None:
         envelope["retry"] = {"retryable": True, "retryAfter": error.retry_after_seconds}
         headers["retry-after"] = str(error.retry_after_seconds)
-    return _answer(request, error.status, {"error": envelope}, headers)
+    return _answer(request, error.status, msgspec.json.encode({"error": envelope}).decode(), headers)
 
 
 def _record(operation: str, request: Request, status: int, code: str, duration_ms: float) -> None:

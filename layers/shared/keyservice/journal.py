@@ -20,6 +20,7 @@ from keyservice.errors import (
     IdentityConflict,
     OutcomeUnknown,
     ServiceError,
+    Unauthorized,
     Unavailable,
 )
 from keyservice.models import Actor, Caller
@@ -124,13 +125,24 @@ def repeated_once(database: Database, *statements: Statement) -> list[Rows]:
 
 
 def identity(caller: Caller) -> dict[str, Any]:
+    """The parameters that statements find, register and judge a caller by. What finds the row is
+    `id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)`: the half that does not apply is
+    null and matches nothing."""
     return {
+        "caller_id": caller.user_id,
         "provider": caller.provider,
         "subject": caller.subject,
         "username": caller.username,
         "email": caller.email,
         "full_name": caller.full_name,
+        "claimed_roles": list(caller.roles),
     }
+
+
+def require_known(caller: Caller, rows: Rows) -> None:
+    """Raises Unauthorized for a token that names a row of `users` which is not there: that row is never made."""
+    if caller.user_id is not None and not rows:
+        raise Unauthorized("The token's user does not exist. Log in again.")
 
 
 def audited(actor: Actor) -> dict[str, Any]:

@@ -1,14 +1,28 @@
-"""Listing a caller's keys: one round trip to PostgreSQL, no call to LiteLLM, whatever the number of keys."""
+"""Showing keys: one, the caller's, a user's, everybody's; one round trip to PostgreSQL, no call to LiteLLM."""
 
 from collections.abc import Mapping
+from uuid import UUID
 
+from keyservice import listing_store as store
 from keyservice import telemetry
 from keyservice.database import Database
 from keyservice.decoding import invalid
-from keyservice.errors import Forbidden, Violation
-from keyservice.listing_store import StoredKey, StoredPage, list_keys
-from keyservice.models import Caller, Cursor, KeyPage, ListedKey, ListQuery, Pagination, or_unset, parse_uuid, timestamp
-from keyservice.queries import decode_cursor, encode_cursor, parse_whole_number
+from keyservice.errors import NotFound, Violation
+from keyservice.listing_store import StoredKey, StoredPage
+from keyservice.models import (
+    Caller,
+    Cursor,
+    FoundKey,
+    KeyPage,
+    ListedKey,
+    ListQuery,
+    Pagination,
+    or_unset,
+    parse_uuid,
+    timestamp,
+)
+from keyservice.queries import decode_cursor, encode_cursor, parse_boolean, parse_id, parse_whole_number
+from keyservice.standing import require_active, require_may_see_all
 
 _MAX_PAGE = 1_000_000
 
@@ -17,22 +31,55 @@ class KeyListing:
     def __init__(self, *, database: Database) -> None:
         self._database = database
 
+    def one(self, caller: Caller, api_key_id: str) -> FoundKey:
+        """Raises NotFound for a key that is not there or not the caller's, Forbidden for an inactive caller."""
+        key_id = parse_uuid(api_key_id)
+        if key_id is None:
+            raise _key_not_found()
+        standing, found = store.find_key(self._database, caller, key_id)
+        require_active(standing)
+        if found is None:
+            raise _key_not_found()
+        telemetry.identify(key_id=key_id)
+        return FoundKey(key=_listed(found), entity_tag=entity_tag(found))
+
     def page(self, caller: Caller, parameters: Mapping[str, str]) -> KeyPage:
         """The page of the caller's keys that the query string asks for, newest first.
 
         Raises InvalidRequest naming every parameter that is wrong, Forbidden for an inactive caller.
         """
         query = parse_list_query(parameters)
-        stored = list_keys(self._database, caller, query)
-        telemetry.identify(user_id=stored.user_id)
-        if not stored.is_caller_active:
-            raise Forbidden("This account is not active. Ask an administrator.")
-        shown = stored.keys[: query.limit]
-        return KeyPage(data=[_listed(key) for key in shown], pagination=_pagination(query, stored))
+        standing, stored = store.list_keys(self._database, caller, query)
+        require_active(standing)
+        return _page(query, stored)
+
+    def everybodys_page(self, caller: Caller, parameters: Mapping[str, str]) -> KeyPage:
+        """The same over all users, with the filter `userId`. Raises Forbidden for anyone but administrators."""
+        query = parse_list_query(parameters, takes_user_id=True)
+        standing, stored, _ = store.list_all_keys(self._database, caller, query)
+        require_may_see_all(standing)
+        return _page(query, stored)
+
+    def users_page(self, caller: Caller, user_id: str, parameters: Mapping[str, str]) -> KeyPage:
+        """The same of one user. Raises Forbidden for anyone but administrators, NotFound for a user who is not there."""
+        known_user = parse_uuid(user_id)
+        query = parse_list_query(parameters, user_id=known_user or _NOBODY)
+        standing, stored, is_user_known = store.list_all_keys(self._database, caller, query)
+        require_may_see_all(standing)
+        if known_user is None or not is_user_known:
+            raise NotFound("User not found", details={"resource": "User"})
+        return _page(query, stored)
 
 
-def parse_list_query(parameters: Mapping[str, str]) -> ListQuery:
-    """The query string as API Gateway gives it, values of one name joined by commas; unknown names are ignored.
+# No user has it: what a malformed id leads to is not there, but only administrators are told so.
+_NOBODY = UUID(int=0)
+
+
+def parse_list_query(
+    parameters: Mapping[str, str], *, takes_user_id: bool = False, user_id: UUID | None = None
+) -> ListQuery:
+    """The query string as API Gateway gives it, values of one name joined by commas; unknown names are ignored, and
+    userId is one where the keys' owner is given already.
 
     Raises InvalidRequest naming every parameter that is wrong.
     """
@@ -40,12 +87,10 @@ def parse_list_query(parameters: Mapping[str, str]) -> ListQuery:
 
     page = parse_whole_number(parameters, "page", default=1, maximum=_MAX_PAGE, violations=violations)
     limit = parse_whole_number(parameters, "limit", default=20, maximum=100, violations=violations)
-    is_active = {"true": True, "false": False}.get(parameters.get("isActive", ""))
-    if is_active is None and "isActive" in parameters:
-        violations.append(Violation("isActive", "must be true or false", "type"))
-    subscription_id = parse_uuid(parameters.get("subscriptionId", ""))
-    if subscription_id is None and "subscriptionId" in parameters:
-        violations.append(Violation("subscriptionId", "must be a UUID", "format"))
+    is_active = parse_boolean(parameters, "isActive", violations=violations)
+    subscription_id = parse_id(parameters, "subscriptionId", violations=violations)
+    if takes_user_id:
+        user_id = parse_id(parameters, "userId", violations=violations)
     cursor = decode_cursor(parameters, violations=violations)
     if "cursor" in parameters and "page" in parameters:
         violations.append(Violation("page", "must not be given together with cursor", "not"))
@@ -61,7 +106,24 @@ def parse_list_query(parameters: Mapping[str, str]) -> ListQuery:
         is_active=is_active,
         model_ids=model_ids,
         subscription_id=subscription_id,
+        user_id=user_id,
     )
+
+
+def entity_tag(key: StoredKey) -> str:
+    """A strong ETag (RFC 9110, 8.8.3) of the row's version, the moment of its last change in microseconds."""
+    return f'"{round(key.updated_at.timestamp() * 1_000_000):x}"'
+
+
+def _key_not_found() -> NotFound:
+    return NotFound(
+        "API key not found",
+        details={"resource": "API key", "suggestion": "Verify the API key identifier and try again"},
+    )
+
+
+def _page(query: ListQuery, stored: StoredPage) -> KeyPage:
+    return KeyPage(data=[_listed(key) for key in stored.keys[: query.limit]], pagination=_pagination(query, stored))
 
 
 def _pagination(query: ListQuery, stored: StoredPage) -> Pagination:

@@ -1,23 +1,26 @@
-"""The SQL of a list."""
+"""The SQL of showing keys: one, the caller's, a user's, everybody's."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import msgspec
 
-from keyservice.database import Database, Statement
-from keyservice.journal import identity, reading, registering
+from keyservice.database import Database, Rows, Statement
+from keyservice.journal import identity
+from keyservice.key_status import PENDING_OPERATION, STATUS
 from keyservice.models import Caller, ListQuery, ModelDetails
+from keyservice.standing import CALLER, Standing, ask_as_caller
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the list, in the database's own types."""
+    """A key as it is shown, in the database's own types."""
 
     id: UUID
     user_id: UUID
     key_prefix: str
     created_at: datetime
+    updated_at: datetime
     is_active: bool
     status: str
     name: str | None
@@ -42,42 +45,27 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
 class StoredPage(msgspec.Struct, frozen=True, kw_only=True):
     """At most `limit` + 1 keys, newest first: one more than asked for tells that another page follows."""
 
-    user_id: UUID | None
-    is_caller_active: bool
     total: int
     keys: list[StoredKey]
 
 
-_LIST_KEYS = """/* list_keys */
-WITH known AS (
-    SELECT id, is_active FROM users WHERE oauth_provider = %(provider)s AND oauth_id = %(subject)s
-),
-registered AS (
-    INSERT INTO users (username, email, full_name, oauth_provider, oauth_id, last_login_at)
-    SELECT %(username)s, %(email)s, %(full_name)s, %(provider)s, %(subject)s, now()
-    WHERE NOT EXISTS (SELECT FROM known)
-    ON CONFLICT (oauth_provider, oauth_id) DO NOTHING
-    RETURNING id, is_active
-),
-caller AS (
-    SELECT * FROM known UNION ALL SELECT * FROM registered
-),
-filtered AS NOT MATERIALIZED (
+# Every list and the single key are made of the same parts; each has a `scope` of its own, the rows it is about.
+_SHOWN: LiteralString = (
+    """shown AS NOT MATERIALIZED (
     SELECT
         k.*,
-        CASE
-            WHEN o.kind = 'create' THEN 'pending'
-            WHEN o.request ->> 'reason' = 'expired' THEN 'expired'
-            WHEN o.kind = 'delete' THEN 'deleting'
-            WHEN k.revoked_at IS NOT NULL THEN 'revoked'
-            WHEN k.sync_status = 'error' THEN 'error'
-            WHEN k.expires_at <= now() THEN 'expired'
-            WHEN coalesce(k.is_active, true) THEN 'active'
-            ELSE 'revoked'
-        END AS status
-    FROM known
-    JOIN api_keys AS k ON k.user_id = known.id
-    LEFT JOIN api_key_operations AS o ON o.api_key_id = k.id AND o.state = 'pending'
+        """
+    + STATUS
+    + """ AS status
+    FROM scope AS k
+    """
+    + PENDING_OPERATION
+    + """
+)"""
+)
+
+_FILTERED_PAGE: LiteralString = """filtered AS NOT MATERIALIZED (
+    SELECT * FROM shown AS k
     WHERE (%(subscription_id)s::uuid IS NULL OR k.subscription_id = %(subscription_id)s)
     AND (
         %(model_ids)s::text[] IS NULL
@@ -97,44 +85,139 @@ page AS (
     WHERE %(after_id)s::uuid IS NULL OR (created_at, id) < (%(after_created_at)s, %(after_id)s)
     ORDER BY created_at DESC, id DESC
     LIMIT %(limit)s + 1 OFFSET %(offset)s
-)
-SELECT
-    caller.id AS caller_id,
-    coalesce(caller.is_active, false) AS is_caller_active,
-    coalesce(%(total)s::bigint, (SELECT count(*) FROM filtered)) AS total,
-    page.id, page.user_id, page.key_prefix, page.status, page.name, page.subscription_id,
-    coalesce(page.created_at, to_timestamp(0)) AS created_at,
-    coalesce(page.is_active, true) AND page.revoked_at IS NULL
-        AND (page.expires_at IS NULL OR page.expires_at > now()) AS is_active,
-    coalesce(page.current_spend, 0)::float8 AS current_spend, page.budget_duration,
+)"""
+
+# Of a row `k` of `shown`.
+_COLUMNS: LiteralString = """k.id, k.user_id, k.key_prefix, k.status, k.name, k.subscription_id,
+    coalesce(k.created_at, to_timestamp(0)) AS created_at,
+    coalesce(k.updated_at, k.created_at, to_timestamp(0)) AS updated_at,
+    coalesce(k.is_active, true) AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AS is_active,
+    coalesce(k.current_spend, 0)::float8 AS current_spend, k.budget_duration,
     -- Columns that others write may hold what we never would; one odd row must not hide the others.
-    CASE WHEN jsonb_typeof(page.model_max_budget) = 'object' THEN page.model_max_budget END AS model_max_budget,
-    CASE WHEN jsonb_typeof(page.model_rpm_limit) = 'object' THEN page.model_rpm_limit END AS model_rpm_limit,
-    CASE WHEN jsonb_typeof(page.model_tpm_limit) = 'object' THEN page.model_tpm_limit END AS model_tpm_limit,
-    CASE WHEN jsonb_typeof(page.metadata) = 'object' THEN page.metadata END AS metadata,
-    CASE WHEN isfinite(page.last_used_at) THEN page.last_used_at END AS last_used_at,
-    CASE WHEN isfinite(page.expires_at) THEN page.expires_at END AS expires_at,
-    page.max_budget::float8 AS max_budget, page.soft_budget::float8 AS soft_budget, page.tpm_limit, page.rpm_limit,
-    page.max_parallel_requests, page.last_sync_at,
+    CASE WHEN jsonb_typeof(k.model_max_budget) = 'object' THEN k.model_max_budget END AS model_max_budget,
+    CASE WHEN jsonb_typeof(k.model_rpm_limit) = 'object' THEN k.model_rpm_limit END AS model_rpm_limit,
+    CASE WHEN jsonb_typeof(k.model_tpm_limit) = 'object' THEN k.model_tpm_limit END AS model_tpm_limit,
+    CASE WHEN jsonb_typeof(k.metadata) = 'object' THEN k.metadata END AS metadata,
+    CASE WHEN isfinite(k.last_used_at) THEN k.last_used_at END AS last_used_at,
+    CASE WHEN isfinite(k.expires_at) THEN k.expires_at END AS expires_at,
+    k.max_budget::float8 AS max_budget, k.soft_budget::float8 AS soft_budget, k.tpm_limit, k.rpm_limit,
+    k.max_parallel_requests,
+    -- A row that has not changed is not written: all of them were found as they are by the last complete round.
+    CASE WHEN k.last_sync_at IS NOT NULL AND k.is_active AND k.revoked_at IS NULL
+        THEN greatest(k.last_sync_at, (SELECT complete_as_of FROM keyservice_spend_sync))
+        ELSE k.last_sync_at
+    END AS last_sync_at,
     (
         SELECT coalesce(jsonb_agg(jsonb_build_object('id', m.id, 'name', m.name, 'provider', m.provider) ORDER BY m.id), '[]')
         FROM api_key_models AS akm
         JOIN models AS m ON m.id = akm.model_id
-        WHERE akm.api_key_id = page.id
-    ) AS model_details
-FROM caller
-LEFT JOIN page ON true
-ORDER BY page.created_at DESC, page.id DESC"""
+        WHERE akm.api_key_id = k.id
+    ) AS model_details"""
+
+_LIST_KEYS: LiteralString = (
+    """/* list_keys */
+WITH """
+    + CALLER
+    + """,
+scope AS NOT MATERIALIZED (
+    SELECT k.* FROM known JOIN api_keys AS k ON k.user_id = known.id
+),
+"""
+    + _SHOWN
+    + ",\n"
+    + _FILTERED_PAGE
+    + """
+SELECT
+    to_jsonb(standing) AS standing,
+    coalesce(%(total)s::bigint, (SELECT count(*) FROM filtered)) AS total,
+    """
+    + _COLUMNS
+    + """
+FROM standing
+LEFT JOIN page AS k ON true
+ORDER BY k.created_at DESC, k.id DESC"""
+)
 
 
-def list_keys(database: Database, caller: Caller, query: ListQuery) -> StoredPage:
+def list_keys(database: Database, caller: Caller, query: ListQuery) -> tuple[Standing, StoredPage]:
     """A page of the caller's keys, newest first, in one round trip; registers a caller seen for the first time.
 
     The total is counted for a page that is asked for by number; a cursor brings along the one counted before.
     """
+    standing, rows = ask_as_caller(
+        database, caller, Statement(_LIST_KEYS, {**identity(caller), **_page_parameters(query)})
+    )
+    return standing, _stored_page(rows)
+
+
+_LIST_ALL_KEYS: LiteralString = (
+    """/* list_all_keys */
+WITH """
+    + CALLER
+    + """,
+scope AS NOT MATERIALIZED (
+    SELECT k.* FROM api_keys AS k
+    WHERE EXISTS (SELECT FROM standing WHERE may_see_all)
+    AND (%(user_id)s::uuid IS NULL OR k.user_id = %(user_id)s)
+),
+"""
+    + _SHOWN
+    + ",\n"
+    + _FILTERED_PAGE
+    + """
+SELECT
+    to_jsonb(standing) AS standing,
+    coalesce(%(total)s::bigint, (SELECT count(*) FROM filtered)) AS total,
+    EXISTS (SELECT FROM users WHERE id = %(user_id)s) AS is_user_known,
+    """
+    + _COLUMNS
+    + """
+FROM standing
+LEFT JOIN page AS k ON true
+ORDER BY k.created_at DESC, k.id DESC"""
+)
+
+
+def list_all_keys(database: Database, caller: Caller, query: ListQuery) -> tuple[Standing, StoredPage, bool]:
+    """A page of everybody's keys, or of those of the user the query names, and whether there is such a user; nothing
+    for a caller who may not see them."""
+    parameters = {**identity(caller), **_page_parameters(query), "user_id": query.user_id}
+    standing, rows = ask_as_caller(database, caller, Statement(_LIST_ALL_KEYS, parameters))
+    return standing, _stored_page(rows), rows[0]["is_user_known"]
+
+
+_FIND_KEY: LiteralString = (
+    """/* find_key */
+WITH """
+    + CALLER
+    + """,
+scope AS NOT MATERIALIZED (
+    SELECT k.* FROM known JOIN api_keys AS k ON k.user_id = known.id AND k.id = %(api_key_id)s
+),
+"""
+    + _SHOWN
+    + """
+SELECT
+    to_jsonb(standing) AS standing,
+    """
+    + _COLUMNS
+    + """
+FROM standing
+LEFT JOIN shown AS k ON true"""
+)
+
+
+def find_key(database: Database, caller: Caller, api_key_id: UUID) -> tuple[Standing, StoredKey | None]:
+    """A key of the caller's own."""
+    standing, rows = ask_as_caller(
+        database, caller, Statement(_FIND_KEY, {**identity(caller), "api_key_id": api_key_id})
+    )
+    return standing, msgspec.convert(rows[0], StoredKey) if rows[0]["id"] is not None else None
+
+
+def _page_parameters(query: ListQuery) -> dict[str, Any]:
     after = query.cursor
-    parameters: dict[str, Any] = {
-        **identity(caller),
+    return {
         "limit": query.limit,
         "offset": (query.page - 1) * query.limit,
         "after_created_at": after.created_at if after else None,
@@ -144,10 +227,9 @@ def list_keys(database: Database, caller: Caller, query: ListQuery) -> StoredPag
         "model_ids": query.model_ids,
         "subscription_id": query.subscription_id,
     }
-    [rows] = reading(lambda: registering(database, Statement(_LIST_KEYS, parameters)))
+
+
+def _stored_page(rows: Rows) -> StoredPage:
     return StoredPage(
-        user_id=rows[0]["caller_id"] if rows else None,
-        is_caller_active=all(row["is_caller_active"] for row in rows),
-        total=rows[0]["total"] if rows else 0,
-        keys=[msgspec.convert(row, StoredKey) for row in rows if row["id"] is not None],
+        total=rows[0]["total"], keys=[msgspec.convert(row, StoredKey) for row in rows if row["id"] is not None]
     )

@@ -86,6 +86,20 @@ class GatewayKeyPage(msgspec.Struct, frozen=True, kw_only=True):
     total_pages: int
 
 
+class GatewaySpend(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key has spent, in US dollars, as LiteLLM knew it when it was asked; `token` is its hash."""
+
+    token: str
+    spend: float | None = None
+    budget_reset_at: datetime | None = None
+    last_active: datetime | None = None
+
+
+class GatewaySpendPage(msgspec.Struct, frozen=True, kw_only=True):
+    keys: list[GatewaySpend]
+    total_pages: int
+
+
 class _Answer(NamedTuple):
     status_code: int
     content: bytes
@@ -96,16 +110,19 @@ class _Answer(NamedTuple):
 
 
 class LiteLLM:
-    """One keep-alive HTTP client; every method takes the Deadline by which it must have answered."""
+    """One keep-alive HTTP client; every method takes the Deadline by which it must have answered.
 
-    def __init__(self, *, url: str, secret_arn: str, secret_values: SecretValues) -> None:
+    `connections`: how many threads may ask at once.
+    """
+
+    def __init__(self, *, url: str, secret_arn: str, secret_values: SecretValues, connections: int = 1) -> None:
         self._secret_arn = secret_arn
         self._secret_values = secret_values
         self._http = httpx.Client(
             base_url=url,
             trust_env=False,
             verify=urlsplit(url).scheme == "https",  # an SSL context costs 30 ms that plain HTTP need not pay
-            limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_ALIVE_SECONDS),
+            limits=httpx.Limits(max_connections=connections, keepalive_expiry=_KEEP_ALIVE_SECONDS),
         )
 
     def ensure_user(self, user: GatewayUser, *, deadline: Deadline) -> None:
@@ -225,6 +242,26 @@ class LiteLLM:
             last_token=max((key.token for key in found), default=None),
             total_pages=listed.total_pages,
         )
+
+    def list_spend(self, *, page: int, deadline: Deadline) -> GatewaySpendPage:
+        """Page 1, 2, ... of all keys there are, whoever made them, sorted by hash, at most 100.
+
+        Pages are counted off, so a key may slip from one to the next while others come and go.
+        """
+        query = {
+            "return_full_object": "true",
+            "sort_by": "token",
+            "sort_order": "asc",
+            "size": "100",
+            "page": str(page),
+        }
+        answer = self._call("GET", "/key/list", query=query, deadline=deadline)
+        if answer.status_code != 200:
+            raise _trouble("key/list", answer)
+        try:
+            return msgspec.json.decode(answer.content, type=GatewaySpendPage)
+        except msgspec.DecodeError as error:
+            raise _trouble("key/list", answer) from error
 
     def models(self, *, deadline: Deadline) -> list[ModelDetails]:
         """Every model LiteLLM serves, each once."""

@@ -14,6 +14,7 @@ _MAX_MONEY = 99_999_999.99  # numeric(10,2)
 type ModelId = Annotated[str, Meta(min_length=1, max_length=255)]
 type Money = Annotated[float, Meta(ge=0, le=_MAX_MONEY)]
 type Limit = Annotated[int, Meta(ge=0, le=_MAX_INTEGER)]
+type ExpirationDays = Annotated[int, Meta(ge=1, le=3650)]  # a key lives 10 years at most
 # LiteLLM 1.106.0 takes daily, weekly, monthly, 1mo and N s/m/h/d/w; of `yearly` it knows only 365d (see litellm.py).
 type BudgetDuration = Annotated[str, Meta(pattern=r"^(daily|weekly|monthly|yearly|1mo|[1-9][0-9]{0,4}[smhdw])\Z")]
 
@@ -39,15 +40,29 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Who calls, as the token's claims say: an issuer's name and a subject; the database knows the rest."""
+    """Who calls, as the token's claims say; the database knows the rest.
 
-    provider: str
-    subject: str
+    Either an issuer's name and a subject, who is registered at the first request, or `user_id`: a row of `users` that
+    has to be there.
+    """
+
+    user_id: UUID | None = None
+    provider: str | None = None
+    subject: str | None = None
     username: str
     email: str
     full_name: str | None
     roles: tuple[str, ...]
     actor: Actor
+
+
+class TokenClaims(msgspec.Struct, frozen=True, kw_only=True):
+    """What is needed of a token that LiteMaaS issued, times in seconds since 1970; names and roles are the database's."""
+
+    user_id: UUID = msgspec.field(name="userId")
+    iat: float
+    exp: float
+    nbf: float = 0.0
 
 
 class NewApiKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -188,7 +203,7 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """The query of GET /api/v1/api-keys, checked."""
+    """The query of a list of keys, checked."""
 
     page: int = 1
     limit: int = 20
@@ -196,6 +211,8 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
     is_active: bool | None = None
     model_ids: list[str] | None = None
     subscription_id: UUID | None = None
+    user_id: UUID | None = None
+    """Only where administrators look at the keys of others."""
 
 
 class ListedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -227,6 +244,13 @@ class ListedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     spend_as_of: str | UnsetType = UNSET
 
 
+class FoundKey(msgspec.Struct, frozen=True, kw_only=True):
+    """`entity_tag`: the value of the header ETag, quotes included."""
+
+    key: ListedKey
+    entity_tag: str
+
+
 class Pagination(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     page: int | UnsetType = UNSET
     limit: int
@@ -238,6 +262,52 @@ class Pagination(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class KeyPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[ListedKey]
     pagination: Pagination
+
+
+class KeyStatistics(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    total: int
+    active: int
+    expired: int
+    revoked: int
+    by_subscription: dict[str, int]
+    by_model: dict[str, int]
+
+
+class KeyToValidate(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of POST /api/v1/api-keys/validate; `key` is a secret."""
+
+    key: str
+
+
+class ValidatedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    is_valid: bool
+
+
+class DefaultSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a key gets that asks for nothing else; None means nothing."""
+
+    max_budget: Money | None = None
+    tpm_limit: Limit | None = None
+    rpm_limit: Limit | None = None
+    budget_duration: BudgetDuration | None = None
+    soft_budget: Money | None = None
+    expiration_days: ExpirationDays | None = None
+
+
+class MaximumSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a key may have at most; None means any amount."""
+
+    max_budget: Money | None = None
+    tpm_limit: Limit | None = None
+    rpm_limit: Limit | None = None
+    expiration_days: ExpirationDays | None = None
+
+
+class KeyDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """system_settings.api_key_defaults: stored, sent and answered in this shape, with null for what is not set."""
+
+    defaults: DefaultSettings
+    maximums: MaximumSettings
 
 
 class OperationQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,6 +343,53 @@ class CursorPage(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class OperationPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[ListedOperation]
     pagination: CursorPage
+
+
+class AuditQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """The query of GET /api/v1/admin/audit, checked; from `start` to before `end`, with every one of the words."""
+
+    limit: int
+    cursor: Cursor | None = None
+    action: str | None = None
+    user_id: UUID | None = None
+    resource_id: str | None = None
+    success: bool | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    words: list[str] = []
+
+
+class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """`user_id`, `username` and `email` are those of who did it. `is_truncated`: its large fields were left out."""
+
+    id: UUID
+    created_at: str
+    action: str
+    resource_type: str
+    resource_id: str | UnsetType = UNSET
+    user_id: UUID | UnsetType = UNSET
+    username: str | UnsetType = UNSET
+    email: str | UnsetType = UNSET
+    success: bool
+    error_message: str | UnsetType = UNSET
+    ip_address: str | UnsetType = UNSET
+    user_agent: str | UnsetType = UNSET
+    metadata: Any = UNSET
+    old_values: Any = UNSET
+    new_values: Any = UNSET
+    is_truncated: bool = False
+
+
+class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[AuditRecord]
+    pagination: CursorPage
+
+
+class RecordLines(msgspec.Struct, frozen=True, kw_only=True):
+    """A page as NDJSON; `next_query` asks for the one that follows."""
+
+    text: str
+    next_query: str | None
 
 
 class RetriedOperation(msgspec.Struct, frozen=True, kw_only=True):
@@ -327,6 +444,19 @@ class ReconcileReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     findings: dict[FindingKind, FindingSummary]
     healed: dict[FindingKind, int]
     failed: int
+
+
+class SpendSynced(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What one run did; `age_seconds` of the oldest spend there may be, None before the first round was complete.
+
+    unfinished = the next run goes on; busy = another run was at work.
+    """
+
+    state: Literal["complete", "unfinished", "busy"]
+    pages: int = 0
+    keys_read: int = 0
+    keys_written: int = 0
+    age_seconds: float | None = None
 
 
 def timestamp(moment: datetime) -> str:

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 
 from keyservice import operations_store as store
-from keyservice import telemetry
 from keyservice.database import Database
 from keyservice.decoding import invalid
-from keyservice.errors import Forbidden, NotFound, OperationOver, Violation
+from keyservice.errors import NotFound, OperationOver, Violation
 from keyservice.models import (
     Caller,
     Cursor,
@@ -20,9 +19,7 @@ from keyservice.models import (
     timestamp,
 )
 from keyservice.queries import decode_cursor, encode_cursor, parse_whole_number
-
-_READERS = frozenset({"admin", "admin-readonly"})
-_WRITERS = frozenset({"admin"})
+from keyservice.standing import require_may_change_all, require_may_see_all
 
 
 class Operations:
@@ -33,7 +30,7 @@ class Operations:
         """Operations in one state, oldest first. Raises InvalidRequest, Forbidden for anyone but administrators."""
         query = parse_operation_query(parameters)
         standing, found = store.list_operations(self._database, caller, query)
-        _require(standing, _READERS)
+        require_may_see_all(standing)
         last = found[query.limit - 1] if len(found) > query.limit else None
         return OperationPage(
             data=[_listed(operation) for operation in found[: query.limit]],
@@ -52,7 +49,7 @@ class Operations:
         if parsed is None:
             raise NotFound("Operation not found", details={"resource": "Operation"})
         standing, outcome = store.retry_operation(self._database, caller, parsed)
-        _require(standing, _WRITERS)
+        require_may_change_all(standing)
         if outcome == "missing":
             raise NotFound("Operation not found", details={"resource": "Operation"})
         if outcome == "over":
@@ -71,14 +68,6 @@ def parse_operation_query(parameters: Mapping[str, str]) -> OperationQuery:
         case _:
             violations.append(Violation("state", "must be pending or failed", "enum"))
     raise invalid(violations)
-
-
-def _require(standing: store.Standing, roles: frozenset[str]) -> None:
-    telemetry.identify(user_id=standing.user_id)
-    if not standing.is_active:
-        raise Forbidden("This account is not active. Ask an administrator.")
-    if not roles & standing.roles:
-        raise Forbidden("This needs an administrator's role.")
 
 
 def _listed(operation: store.StoredOperation) -> ListedOperation:

@@ -109,12 +109,14 @@ _GRANTS: tuple[LiteralString, ...] = (
     "GRANT SELECT, INSERT ON users TO {role}",
     "GRANT UPDATE (full_name, last_login_at, sync_status) ON users TO {role}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON api_keys, api_key_models TO {role}",
-    "GRANT SELECT ON subscriptions, teams, team_members, system_settings TO {role}",
+    "GRANT SELECT ON subscriptions, teams, team_members TO {role}",
+    "GRANT SELECT, INSERT, UPDATE ON system_settings TO {role}",
     "GRANT SELECT, INSERT ON models TO {role}",
     "GRANT SELECT, INSERT ON audit_logs TO {role}",
     "GRANT SELECT, INSERT, UPDATE ON api_key_tokens, api_key_operations TO {role}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON keyservice_findings TO {role}",
     "GRANT SELECT, UPDATE ON keyservice_reconciliation TO {role}",
+    "GRANT SELECT, UPDATE ON keyservice_spend_sync TO {role}",
     "GRANT SELECT ON keyservice_installation, keyservice_migrations TO {role}",
 )
 

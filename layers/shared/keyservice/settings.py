@@ -13,8 +13,13 @@ class SettingsError(Exception):
 
 
 class ClaimNames(msgspec.Struct, frozen=True, kw_only=True):
-    """Which claims of the access token say who calls; `provider` is users.oauth_provider."""
+    """Which claims of the access token say who calls; `provider` is users.oauth_provider.
 
+    `subject_column`: the column of `users` that the subject is found in. `id` means that the token was made by LiteMaaS
+    itself, for a row that is there.
+    """
+
+    subject_column: Literal["oauth_id", "id"] = "oauth_id"
     provider: str
     subject: str
     username: str
@@ -66,7 +71,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def claim_names(self) -> ClaimNames:
+        column = self.text("SUBJECT_COLUMN")
+        if column not in ("oauth_id", "id"):
+            raise SettingsError("the environment variable SUBJECT_COLUMN is neither `oauth_id` nor `id`")
         return ClaimNames(
+            subject_column=column,
             provider=self.text("OAUTH_PROVIDER"),
             subject=self.text("SUBJECT_CLAIM"),
             username=self.text("USERNAME_CLAIM"),

@@ -1,6 +1,7 @@
 """The one logger and the one set of metrics of an execution environment."""
 
 import logging
+import threading
 import traceback
 from collections.abc import Mapping
 
@@ -16,12 +17,18 @@ logging.getLogger("httpx").setLevel(logging.WARNING)
 logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
+# Powertools writes and empties its metrics by itself at the hundredth value of one, and LiteLLM may be asked by threads.
+_one_at_a_time = threading.Lock()
+
+
 def count(name: str) -> None:
-    metrics.add_metric(name=name, unit=MetricUnit.Count, value=1)
+    with _one_at_a_time:
+        metrics.add_metric(name=name, unit=MetricUnit.Count, value=1)
 
 
 def milliseconds(name: str, value: float) -> None:
-    metrics.add_metric(name=name, unit=MetricUnit.Milliseconds, value=round(value, 3))
+    with _one_at_a_time:
+        metrics.add_metric(name=name, unit=MetricUnit.Milliseconds, value=round(value, 3))
 
 
 def begin_request() -> None:
@@ -49,6 +56,16 @@ def write_request(*, operation: str, outcome: str, duration_ms: float) -> None:
     milliseconds("Latency", duration_ms)
     if outcome == "error":
         count("ServerErrors")
+    metrics.flush_metrics()
+
+
+def write_spend(*, pages: int, keys_read: int, keys_written: int, age_seconds: float | None) -> None:
+    """One EMF line for the whole service."""
+    numbers = {"SpendPages": pages, "SpendKeysRead": keys_read, "SpendKeysWritten": keys_written}
+    for name, value in numbers.items():
+        metrics.add_metric(name=name, unit=MetricUnit.Count, value=value)
+    if age_seconds is not None:
+        metrics.add_metric(name="SpendAge", unit=MetricUnit.Seconds, value=age_seconds)
     metrics.flush_metrics()
 
 

@@ -7,21 +7,27 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING
 
-from keyservice.database import Database
 from keyservice.secret_values import SecretValues
 from keyservice.settings import Settings
 
 if TYPE_CHECKING:
+    from keyservice.audit_trail import AuditTrail
     from keyservice.creation import KeyCreation
+    from keyservice.database import Database
     from keyservice.deletion import KeyDeletion
     from keyservice.health import HealthCheck
+    from keyservice.key_defaults import Defaults
+    from keyservice.key_statistics import Statistics
     from keyservice.listing import KeyListing
     from keyservice.litellm import LiteLLM
+    from keyservice.litemaas_tokens import LiteMaaSTokens
     from keyservice.operations import Operations
     from keyservice.provenance import Deployment
     from keyservice.reconciliation import Reconciliation
     from keyservice.schema import Migrated
     from keyservice.settlement import Settlement
+    from keyservice.spend import SpendSync
+    from keyservice.validation import KeyValidation
 
 
 @cache
@@ -35,7 +41,9 @@ def secret_values() -> SecretValues:
 
 
 @cache
-def database() -> Database:
+def database() -> "Database":
+    from keyservice.database import Database
+
     return Database(settings().database, secret_values())
 
 
@@ -48,6 +56,13 @@ def litellm() -> "LiteLLM":
         secret_arn=settings().text("LITELLM_SECRET_ARN"),
         secret_values=secret_values(),
     )
+
+
+@cache
+def litemaas_tokens() -> "LiteMaaSTokens":
+    from keyservice.litemaas_tokens import LiteMaaSTokens
+
+    return LiteMaaSTokens(secret_arn=settings().text("LITEMAAS_TOKEN_SECRET_ARN"), secret_values=secret_values())
 
 
 @cache
@@ -91,6 +106,34 @@ def key_listing() -> "KeyListing":
 
 
 @cache
+def key_statistics() -> "Statistics":
+    from keyservice.key_statistics import Statistics
+
+    return Statistics(database=database())
+
+
+@cache
+def key_validation() -> "KeyValidation":
+    from keyservice.validation import KeyValidation
+
+    return KeyValidation(database=database())
+
+
+@cache
+def key_defaults() -> "Defaults":
+    from keyservice.key_defaults import Defaults
+
+    return Defaults(database=database())
+
+
+@cache
+def audit_trail() -> "AuditTrail":
+    from keyservice.audit_trail import AuditTrail
+
+    return AuditTrail(database=database())
+
+
+@cache
 def operations() -> "Operations":
     from keyservice.operations import Operations
 
@@ -112,6 +155,29 @@ def settlement() -> "Settlement":
             first_wait_seconds=settings().seconds("SETTLE_FIRST_WAIT_SECONDS"),
             longest_wait_seconds=settings().seconds("SETTLE_LONGEST_WAIT_SECONDS"),
             keeps_expired_rows=settings().expiry_mode == "deactivate",
+        ),
+    )
+
+
+@cache
+def spend_sync() -> "SpendSync":
+    from keyservice.litellm import LiteLLM
+    from keyservice.spend import SpendRules, SpendSync
+
+    pages_at_once = settings().integer("SPEND_PAGES_AT_ONCE")
+    return SpendSync(
+        database=database(),
+        litellm=LiteLLM(
+            url=settings().text("LITELLM_URL"),
+            secret_arn=settings().text("LITELLM_SECRET_ARN"),
+            secret_values=secret_values(),
+            connections=pages_at_once,
+        ),
+        rules=SpendRules(
+            lease_seconds=settings().lease_seconds,
+            gateway_seconds=settings().seconds("LITELLM_BUDGET_SECONDS"),
+            reserve_seconds=settings().seconds("SPEND_RESERVE_SECONDS"),
+            pages_at_once=pages_at_once,
         ),
     )
 

@@ -1,0 +1,161 @@
+"""What administrators ask is answered by an index made for it."""
+
+from collections.abc import Iterator
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg import ClientCursor
+from psycopg.rows import DictRow, dict_row
+
+from keyservice import audit_trail_store, listing_store, validation_store
+from local.postgres import PostgresServer
+from local.roles import MIGRATOR, Passwords
+from tests.support.fixtures import TEMPLATE
+
+CALLER: dict[str, Any] = {
+    "caller_id": None,
+    "provider": "openshift",
+    "subject": "user-1",
+    "username": "user-1",
+    "email": "user-1@example.com",
+    "full_name": None,
+    "claimed_roles": ["admin"],
+}
+ALL_RECORDS: dict[str, Any] = {
+    **dict.fromkeys(("action", "user_id", "resource_id", "success", "start", "end", "words"), None),
+    "after_created_at": None,
+    "after_id": None,
+    "limit": 20,
+    "max_bytes": 5_000_000,
+}
+ALL_KEYS: dict[str, Any] = {
+    **dict.fromkeys(("user_id", "subscription_id", "model_ids", "is_active", "after_id", "after_created_at"), None),
+    "limit": 20,
+    "offset": 0,
+    "total": 1,
+}
+NOBODY = "99999999-9999-4999-8999-999999999999"
+MOMENT = "2026-11-22T13:05:09.123456Z"
+
+
+@pytest.fixture(scope="module")
+def crowded(postgres: PostgresServer, database_passwords: Passwords) -> Iterator[psycopg.Connection[DictRow]]:
+    """500 users with 10 keys and 100 audit records each, in a database that these tests only read."""
+    name = "crowded"
+    postgres.create_database(name, owner=MIGRATOR, template=TEMPLATE)
+    with psycopg.Connection[DictRow].connect(
+        postgres.admin_dsn(name), autocommit=True, row_factory=dict_row
+    ) as connection:
+        connection.execute(
+            """
+            INSERT INTO users (username, email, oauth_provider, oauth_id)
+            SELECT 'user-' || n, 'user-' || n || '@example.com', 'openshift', 'user-' || n
+            FROM generate_series(1, 500) AS n
+            """
+        )
+        connection.execute(
+            """
+            INSERT INTO api_keys (user_id, name, key_hash, key_prefix, created_at)
+            SELECT id, 'k', md5(id::text || n), 'sk-abcd', now() - n * interval '1 day'
+            FROM users, generate_series(1, 10) AS n
+            """
+        )
+        connection.execute(
+            """
+            INSERT INTO api_key_tokens (hash, api_key_id, user_id, state)
+            SELECT key_hash, id, user_id, 'live' FROM api_keys
+            """
+        )
+        connection.execute(
+            """
+            INSERT INTO audit_logs (user_id, action, resource_type, resource_id, metadata, created_at)
+            SELECT u.id, 'ACTION_' || n, 'API_KEY', u.oauth_id || '-' || n,
+                jsonb_build_object('name', 'name' || n || ' of ' || u.oauth_id), now() - n * interval '1 day'
+            FROM users AS u, generate_series(1, 100) AS n
+            """
+        )
+        connection.execute("ANALYZE users, api_keys, api_key_tokens, audit_logs")
+        yield connection
+    postgres.drop_database(name)
+
+
+def scans(connection: psycopg.Connection[DictRow], statement: LiteralString, parameters: dict[str, Any]) -> set[str]:
+    """Indexes the statement reads, and tables it reads from end to end; planned, as always, for these very values."""
+    row = ClientCursor(connection).execute("EXPLAIN (FORMAT JSON) " + statement, parameters).fetchone()
+    assert row is not None
+
+    def names(plan: dict[str, Any]) -> Iterator[str]:
+        if "Index Name" in plan:
+            yield plan["Index Name"]
+        if plan["Node Type"] == "Seq Scan":
+            yield f"all of {plan['Relation Name']}"
+        for part in plan.get("Plans", []):
+            yield from names(part)
+
+    return set(names(row["QUERY PLAN"][0]["Plan"]))
+
+
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        pytest.param({}, "audit_logs_newest_first", id="none"),
+        pytest.param({"after_created_at": MOMENT, "after_id": NOBODY}, "audit_logs_newest_first", id="a cursor"),
+        pytest.param({"start": MOMENT, "end": MOMENT}, "audit_logs_newest_first", id="a time"),
+        pytest.param({"success": True}, "audit_logs_newest_first", id="success"),
+        pytest.param({"action": "ACTION_7"}, "audit_logs_of_action_newest_first", id="an action"),
+        pytest.param({"user_id": NOBODY}, "audit_logs_of_user_newest_first", id="a user"),
+        pytest.param({"resource_id": "user-7-7"}, "audit_logs_of_resource_newest_first", id="a resource"),
+        pytest.param({"words": "'name77':* & '499':*"}, "audit_logs_words", id="words"),
+    ],
+)
+def test_audit_records_are_found_by_index(crowded: psycopg.Connection[DictRow], filters: dict[str, Any], index: str):
+    read = scans(crowded, audit_trail_store._LIST_AUDIT_RECORDS, CALLER | ALL_RECORDS | filters)
+
+    assert index in read
+    assert "all of audit_logs" not in read
+
+
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        pytest.param({}, "api_keys_newest_first", id="none"),
+        pytest.param({"after_created_at": MOMENT, "after_id": NOBODY}, "api_keys_newest_first", id="a cursor"),
+        pytest.param({"user_id": NOBODY}, "api_keys_of_user_newest_first", id="a user"),
+    ],
+)
+def test_keys_of_everybody_are_found_by_index(
+    crowded: psycopg.Connection[DictRow], filters: dict[str, Any], index: str
+):
+    read = scans(crowded, listing_store._LIST_ALL_KEYS, CALLER | ALL_KEYS | filters)
+
+    assert index in read
+    assert "all of api_keys" not in read
+
+
+def test_a_single_key_is_found_by_its_id(crowded: psycopg.Connection[DictRow]):
+    read = scans(crowded, listing_store._FIND_KEY, CALLER | {"api_key_id": NOBODY})
+
+    assert "api_keys_pkey" in read
+    assert "all of api_keys" not in read
+
+
+@pytest.mark.parametrize(
+    ("who", "index"),
+    [
+        pytest.param({}, "users_oauth_provider_oauth_id_key", id="by the issuer's subject"),
+        pytest.param({"caller_id": NOBODY, "provider": None, "subject": None}, "users_pkey", id="by the id of the row"),
+    ],
+)
+def test_a_caller_is_found_by_index(crowded: psycopg.Connection[DictRow], who: dict[str, Any], index: str):
+    read = scans(crowded, listing_store._FIND_KEY, CALLER | who | {"api_key_id": NOBODY})
+
+    assert index in read
+    assert "all of users" not in read
+
+
+def test_a_secret_is_found_by_its_hash(crowded: psycopg.Connection[DictRow]):
+    read = scans(crowded, validation_store._FIND_SECRET, CALLER | {"secret_hash": "0" * 64})
+
+    assert {"api_key_tokens_pkey", "api_keys_key_hash_key"} <= read
+    assert {name for name in read if name.startswith("all of api_key")} <= {"all of api_key_operations"}

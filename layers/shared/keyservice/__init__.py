@@ -23,6 +23,7 @@ audit_trail     the audit records, page by page (audit_trail_store: its SQL)
 standing        who may do what: the roles
 model_catalog   the models LiteLLM serves, remembered for a minute
 key_status      what a key is at the moment, in one word of SQL
+audit           the audit record of an operation that ended
 journal         what every change shares: locks, whose change it is, giving an operation back
 litellm         the LiteLLM client; the only module that imports httpx
 derivation      deriving a key's secret with KMS

@@ -8,6 +8,7 @@ import msgspec
 from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
+from keyservice.audit import record_of
 from keyservice.database import Database, Statement
 from keyservice.errors import OutcomeUnknown
 from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, registering, repeated_once, require_known
@@ -461,7 +462,8 @@ def read_create(database: Database, operation_id: UUID) -> PendingCreate | None:
 
 
 # The gate: everything else selects from it, so that of several T2s of one operation exactly one does it all.
-_FINISH_CREATE = """/* finish_create */
+_FINISH_CREATE: LiteralString = (
+    """/* finish_create */
 WITH held AS (
     SELECT * FROM api_key_operations
     WHERE id = %(operation_id)s AND epoch = %(epoch)s
@@ -519,17 +521,9 @@ user_known AS (
     WHERE u.id = passed.user_id AND u.sync_status IS DISTINCT FROM 'synced'
 ),
 audited AS (
-    INSERT INTO audit_logs (user_id, action, resource_type, resource_id, ip_address, user_agent, success, metadata)
-    SELECT
-        (SELECT u.id FROM users AS u WHERE u.id = (passed.actor ->> 'user_id')::uuid),
-        'API_KEY_CREATE', 'API_KEY', passed.api_key_id,
-        (passed.actor ->> 'ip_address')::inet, passed.actor ->> 'user_agent', true,
-        jsonb_build_object(
-            'requestId', passed.actor ->> 'request_id', 'operationId', passed.id, 'userId', passed.user_id,
-            'name', passed.key_name, 'keyPrefix', passed.key_prefix, 'models', passed.models,
-            'modelCount', cardinality(passed.models)
-        )
-    FROM passed
+    """
+    + record_of("passed")
+    + """
 )
 SELECT
     coalesce(gate.state, o.state) AS state,
@@ -539,6 +533,7 @@ SELECT
 FROM api_key_operations AS o
 LEFT JOIN gate ON gate.id = o.id
 WHERE o.id = %(operation_id)s"""
+)
 
 
 def finish_create(database: Database, pending: PendingCreate) -> Created:
@@ -557,7 +552,8 @@ def finish_create(database: Database, pending: PendingCreate) -> Created:
     return msgspec.convert(rows[0], Created)
 
 
-_FINISH_UNDO = """/* finish_undo */
+_FINISH_UNDO: LiteralString = (
+    """/* finish_undo */
 WITH gate AS (
     UPDATE api_key_operations AS o
     SET state = 'failed', phase = 'undo', finished_at = now(), last_error = %(reason)s, updated_at = now()
@@ -573,21 +569,12 @@ token_dead AS (
     WHERE t.hash = gate.token_hash
 ),
 audited AS (
-    INSERT INTO audit_logs (
-        user_id, action, resource_type, resource_id, ip_address, user_agent, success, error_message, metadata
-    )
-    SELECT
-        (SELECT u.id FROM users AS u WHERE u.id = (gate.actor ->> 'user_id')::uuid),
-        'API_KEY_CREATE', 'API_KEY', gate.api_key_id,
-        (gate.actor ->> 'ip_address')::inet, gate.actor ->> 'user_agent', false, %(reason)s,
-        jsonb_build_object(
-            'requestId', gate.actor ->> 'request_id', 'operationId', gate.id, 'userId', gate.user_id,
-            'name', gate.key_name, 'keyPrefix', gate.key_prefix, 'models', gate.models,
-            'modelCount', cardinality(gate.models)
-        )
-    FROM gate
+    """
+    + record_of("gate")
+    + """
 )
 SELECT state FROM gate"""
+)
 
 
 def finish_undo(database: Database, *, operation_id: UUID, epoch: int, api_key_id: UUID, reason: str) -> bool:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import msgspec
 
+from keyservice.audit import record_of
 from keyservice.database import Database, Statement
 from keyservice.journal import LOCK_KEY, audited, identity, repeated_once, require_known
 from keyservice.models import Caller, PendingDelete
@@ -50,18 +51,9 @@ superseded AS (
     RETURNING o.*
 ),
 superseded_audited AS (
-    INSERT INTO audit_logs (
-        user_id, action, resource_type, resource_id, ip_address, user_agent, success, error_message, metadata
-    )
-    SELECT
-        (SELECT u.id FROM users AS u WHERE u.id = (o.actor ->> 'user_id')::uuid),
-        'API_KEY_' || upper(o.kind), 'API_KEY', o.api_key_id, (o.actor ->> 'ip_address')::inet,
-        o.actor ->> 'user_agent', false, o.last_error,
-        jsonb_build_object(
-            'requestId', o.actor ->> 'request_id', 'operationId', o.id, 'userId', o.user_id,
-            'name', o.key_name, 'keyPrefix', o.key_prefix, 'models', o.models, 'modelCount', cardinality(o.models)
-        )
-    FROM superseded AS o
+    """
+    + record_of("superseded")
+    + """
 ),
 taken AS (
     -- Its owner wants the key deleted: an expiry under way becomes that, with the owner as its actor, and no longer keeps
@@ -163,7 +155,8 @@ def begin_delete(
 
 # Passes only when every token of the key has been confirmed gone for ever. Whether a token was safe is not asked here but
 # was when LiteLLM was told: between the two it may have become so, and with it come to life (its create's T2 ran).
-_FINISH_DELETE = """/* finish_delete */
+_FINISH_DELETE: LiteralString = (
+    """/* finish_delete */
 WITH gate AS (
     UPDATE api_key_operations AS o
     SET state = 'done', finished_at = now(), last_error = NULL, updated_at = now()
@@ -189,23 +182,15 @@ tokens_dead AS (
     WHERE t.api_key_id = gate.api_key_id AND t.state <> 'dead'
 ),
 audited AS (
-    INSERT INTO audit_logs (user_id, action, resource_type, resource_id, ip_address, user_agent, success, metadata)
-    SELECT
-        (SELECT u.id FROM users AS u WHERE u.id = (gate.actor ->> 'user_id')::uuid),
-        CASE WHEN gate.request ->> 'reason' = 'expired' THEN 'API_KEY_EXPIRED' ELSE 'API_KEY_DELETE' END,
-        'API_KEY', gate.api_key_id,
-        (gate.actor ->> 'ip_address')::inet, gate.actor ->> 'user_agent', true,
-        jsonb_build_object(
-            'requestId', gate.actor ->> 'request_id', 'operationId', gate.id, 'userId', gate.user_id,
-            'name', gate.key_name, 'keyPrefix', gate.key_prefix, 'models', gate.models,
-            'modelCount', cardinality(gate.models)
-        ) || jsonb_strip_nulls(jsonb_build_object('reason', gate.request -> 'reason'))
-    FROM gate
+    """
+    + record_of("gate")
+    + """
 )
 SELECT finished_at AS deleted_at FROM gate
 UNION ALL
 SELECT finished_at FROM api_key_operations
 WHERE id = %(operation_id)s AND epoch = %(epoch)s AND state = 'done' AND NOT EXISTS (SELECT FROM gate)"""
+)
 
 
 def finish_delete(

@@ -1,4 +1,6 @@
+import traceback
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -200,10 +202,21 @@ class TestFailure:
         # A table of ours that is there already, though the journal does not know it.
         empty.execute("CREATE TABLE api_key_tokens (hash text)")
 
-        with pytest.raises(psycopg.errors.DuplicateTable):
+        with pytest.raises(MigrationError, match=r"already exists \(SQLSTATE 42P07\)"):
             migrated(empty)
 
         assert tables_of(empty) == ["api_key_tokens"]
+
+    def test_a_refusal_quotes_no_row(self, empty: Connection):
+        first = resources.files("keyservice").joinpath("migrations/0001_litemaas_tables.sql").read_text()
+        empty.execute(first[first.index("CREATE TABLE") :].partition(";")[0].encode())
+        empty.execute("ALTER TABLE users ADD CHECK (email <> 'system@litemaas.internal')")
+
+        with pytest.raises(MigrationError) as refused:
+            migrated(empty)
+
+        assert "SQLSTATE 23514" in str(refused.value)
+        assert "litemaas.internal" not in "".join(traceback.format_exception(refused.value))
 
 
 class TestAppRole:

@@ -509,6 +509,38 @@ class TestUnexpectedFailure:
 
 
 class TestLogLine:
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            pytest.param(errors.DatabaseUnavailable(), "DatabaseUnavailable", id="database"),
+            pytest.param(
+                errors.GatewayUnavailable("model/info: answered 500", may_still_happen=False),
+                "model/info: answered 500",
+                id="LiteLLM",
+            ),
+        ],
+    )
+    def test_says_why_a_request_could_not_be_served(self, event: Events, log: Log, error: Exception, reason: str):
+        serve(event("list_api_keys"), raising(error))
+
+        [line] = log()
+        assert (line["status"], line["reason"]) == (503, reason)
+
+    def test_says_what_left_an_operation_pending(self, event: Events, log: Log):
+        def serving(_: Request) -> None:
+            raise errors.OperationPending from errors.GatewayUnavailable(
+                "key/generate: ReadTimeout", may_still_happen=True
+            )
+
+        serve(event("create_api_key"), serving)
+
+        assert [line["reason"] for line in log()] == ["key/generate: ReadTimeout"]
+
+    def test_of_a_refusal_has_no_reason(self, event: Events, log: Log):
+        serve(event("list_api_keys"), raising(errors.NotFound("x")))
+
+        assert "reason" not in log()[0]
+
     def test_is_one_per_request(self, event: Events, log: Log):
         request = event("create_api_key")
         request["headers"] |= {"x-correlation-id": CORRELATION_ID, "x-request-id": "r-1"}
@@ -567,6 +599,11 @@ class TestMetrics:
         }
         assert (line["operation"], line["outcome"], line["service"]) == ("test_operation", "success", "keyservice")
         assert line["Requests"] == [1.0]
+
+    def test_count_no_success_before_it_is_true(self, event: Events, capsys: pytest.CaptureFixture[str]):
+        serve(event("delete_api_key"), lambda _: Response(status=202, body=Note()))
+
+        assert self.counted(capsys)["outcome"] == "accepted"
 
     @pytest.mark.parametrize(
         ("error", "outcome", "server_errors"),

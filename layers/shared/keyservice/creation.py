@@ -33,6 +33,7 @@ from keyservice.errors import (
     ServiceError,
     Unavailable,
     Violation,
+    reason,
 )
 from keyservice.litellm import LiteLLM
 from keyservice.model_catalog import ModelCatalog
@@ -298,7 +299,7 @@ class KeyCreation:
             self._database,
             operation_id=pending.operation_id,
             epoch=pending.epoch,
-            error=journal.reason(trouble),
+            error=reason(trouble),
             may_still_happen=may_still_happen,
         )
 

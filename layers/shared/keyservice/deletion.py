@@ -8,7 +8,7 @@ import msgspec
 from keyservice import deletion_store as store
 from keyservice import journal, telemetry
 from keyservice.database import Database
-from keyservice.errors import NotFound, Unavailable
+from keyservice.errors import NotFound, Unavailable, reason
 from keyservice.litellm import LiteLLM
 from keyservice.models import Caller, Deadline, DeletedKey, PendingDelete, PendingDeletion, parse_uuid, timestamp
 
@@ -64,7 +64,7 @@ class KeyDeletion:
                 gone_hashes=[token.hash for token in pending.tokens if token.is_safe],
             )
         except Unavailable as trouble:
-            self._release(pending, journal.reason(trouble), waits_for_drain=False)
+            self._release(pending, reason(trouble), waits_for_drain=False)
             return _pending()
         if deleted_at is None:
             self._release(pending, journal.DRAINING, waits_for_drain=True)

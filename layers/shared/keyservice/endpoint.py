@@ -25,6 +25,7 @@ from keyservice.errors import (
     Unauthorized,
     UnsupportedMediaType,
     Violation,
+    reason,
 )
 from keyservice.models import Actor, Caller, Deadline, timestamp
 
@@ -151,6 +152,8 @@ def endpoint(operation: str) -> Callable[[Callable[[Request], Response]], Callab
                 answer = _response_answer(request, response)
             except ServiceError as error:
                 code = error.code
+                if error.status >= 500:
+                    telemetry.explain(reason(error))
                 answer = _error_answer(request, error)
             except Exception as error:  # noqa: BLE001 - the one place where an unexpected failure becomes an answer
                 code = "INTERNAL_ERROR"
@@ -231,7 +234,7 @@ def _record(operation: str, request: Request, status: int, code: str, duration_m
     if request.correlation_id:
         facts["correlation_id"] = request.correlation_id
     telemetry.logger.info("request served", extra=facts)
-    outcome = "error" if status >= 500 else "refused" if status >= 400 else "success"
+    outcome = "error" if status >= 500 else "refused" if status >= 400 else "accepted" if status == 202 else "success"
     telemetry.write_request(operation=operation, outcome=outcome, duration_ms=duration_ms)
 
 

@@ -199,3 +199,10 @@ class DerivationUnavailable(Unavailable):
 class SecretUnavailable(Unavailable):
     def __init__(self) -> None:
         super().__init__("A secret this service needs is not available. Nothing was changed; try again shortly.")
+
+
+def reason(trouble: ServiceError) -> str:
+    """What the journal and the log keep of a failure: its kind and what LiteLLM did, never its answer's text."""
+    if isinstance(trouble, OperationPending) and isinstance(trouble.__cause__, ServiceError):
+        return reason(trouble.__cause__)
+    return trouble.reason if isinstance(trouble, GatewayUnavailable) else type(trouble).__name__

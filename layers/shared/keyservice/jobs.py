@@ -8,12 +8,16 @@ import msgspec
 
 from keyservice import telemetry
 from keyservice.endpoint import LambdaContext
-from keyservice.errors import Unavailable
-from keyservice.journal import reason
+from keyservice.errors import Unavailable, reason
 from keyservice.models import Deadline
 
 # What a job keeps back of its time to write down where it stands.
 _RESERVED_SECONDS = 3.0
+
+
+class JobFailed(Exception):
+    """Says that a job failed unexpectedly, and of what type the failure was. Lambda writes what a handler raises into the
+    log by itself, and the message of, say, a driver may quote a row."""
 
 
 def job[T: msgspec.Struct](
@@ -34,9 +38,9 @@ def job[T: msgspec.Struct](
             except Unavailable as trouble:
                 telemetry.logger.error("job could not be done", extra={"job": operation, "reason": reason(trouble)})
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - what it says must not reach Lambda's own log line
                 telemetry.log_unexpected(operation, error)
-                raise
+                raise JobFailed(f"{operation}: {type(error).__name__}") from None
             finally:
                 duration_ms = (time.perf_counter() - started) * 1000
                 telemetry.write_request(operation=operation, outcome=outcome, duration_ms=duration_ms)

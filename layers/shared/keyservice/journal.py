@@ -16,10 +16,8 @@ from keyservice import telemetry
 from keyservice.database import Database, Rows, Statement
 from keyservice.errors import (
     DatabaseUnavailable,
-    GatewayUnavailable,
     IdentityConflict,
     OutcomeUnknown,
-    ServiceError,
     Unauthorized,
     Unavailable,
 )
@@ -147,8 +145,3 @@ def require_known(caller: Caller, rows: Rows) -> None:
 
 def audited(actor: Actor) -> dict[str, Any]:
     return {**msgspec.structs.asdict(actor), "actor": Jsonb(msgspec.structs.asdict(actor))}
-
-
-def reason(trouble: ServiceError) -> str:
-    """What the journal keeps of a failure: its kind and what LiteLLM did, never its answer's text."""
-    return trouble.reason if isinstance(trouble, GatewayUnavailable) else type(trouble).__name__

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from keyservice import journal, telemetry
 from keyservice import reconciliation_store as store
+from keyservice import telemetry
 from keyservice.database import Database
-from keyservice.errors import GatewayUnavailable, Unavailable
+from keyservice.errors import GatewayUnavailable, Unavailable, reason
 from keyservice.litellm import GatewayKey, LiteLLM
 from keyservice.models import Brake, Deadline, FindingKind, FindingSummary, ReconcileMode, ReconcileReport, timestamp
 from keyservice.provenance import Deployment, find_brake
@@ -60,7 +60,7 @@ class Reconciliation:
         except _OutOfTime:
             interruption = "no time left"
         except Unavailable as trouble:
-            interruption = journal.reason(trouble)
+            interruption = reason(trouble)
         report = _report(run, mode=self._rules.mode, started=started, interruption=interruption)
         _write_metrics(report, duration_ms=(time.perf_counter() - clock) * 1000)
         if self._archive is not None:

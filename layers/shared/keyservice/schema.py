@@ -38,8 +38,17 @@ def migrate(connection: psycopg.Connection[Any], *, app_user: str, stack_name: s
     """Brings the schema up to date in ONE transaction: all of it, or nothing and an exception.
 
     Safe to run twice and at once. Connects directly, not through a proxy (it takes an advisory lock).
-    Raises MigrationError when an applied migration's text has changed or the app role does not exist.
+    Raises MigrationError when an applied migration's text has changed, the app role does not exist, or PostgreSQL refuses
+    a statement; of PostgreSQL's answer it keeps what quotes no row.
     """
+    try:
+        return _migrate(connection, app_user=app_user, stack_name=stack_name, litellm_url=litellm_url)
+    except psycopg.Error as error:
+        refused = error.diag.message_primary or type(error).__name__
+        raise MigrationError(f"PostgreSQL refused a migration: {refused} (SQLSTATE {error.sqlstate})") from None
+
+
+def _migrate(connection: psycopg.Connection[Any], *, app_user: str, stack_name: str, litellm_url: str) -> Migrated:
     with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute("/* lock_migrations */ SELECT pg_advisory_xact_lock(%s)", [_LOCK])
         _require_role(cursor, app_user)

@@ -7,7 +7,7 @@ from keyservice import settlement_store as store
 from keyservice.creation_store import finish_undo
 from keyservice.database import Database
 from keyservice.deletion_store import finish_delete
-from keyservice.errors import GatewayUnavailable, Unavailable
+from keyservice.errors import GatewayUnavailable, Unavailable, reason
 from keyservice.litellm import LiteLLM
 from keyservice.models import Deadline, SettleBrake, Settled, or_unset
 from keyservice.provenance import Deployment, find_brake
@@ -108,7 +108,7 @@ class Settlement:
             if all(token.is_safe for token in claimed.tokens) and self._finish(claimed):
                 return True
         except Unavailable as trouble:
-            self._release(claimed, journal.reason(trouble), waits_for_drain=False)
+            self._release(claimed, reason(trouble), waits_for_drain=False)
             return False
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one operation must not stop the others
             telemetry.log_unexpected(f"settling {claimed.operation_id}", error)

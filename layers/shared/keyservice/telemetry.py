@@ -43,7 +43,7 @@ def identify(*, user_id: object = None, key_id: object = None) -> None:
 
 
 def explain(reason: str) -> None:
-    """Puts into the request's line why the operation had to be left pending."""
+    """Puts into the request's line why it could not be done, or had to be left pending."""
     logger.append_keys(reason=reason)
 
 

@@ -23,6 +23,7 @@ from local.stack import LocalStack
 
 KEYS = "/api/v1/api-keys"
 OPERATIONS = "/api/v1/admin/operations"
+AUDIT = "/api/v1/admin/audit"
 MODELS = ["gpt-4o", "gpt-4o-mini", "claude-sonnet"]
 USER_AGENT = "e2e-tests/1.0"
 

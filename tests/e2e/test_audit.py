@@ -7,9 +7,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.e2e.service import USER_AGENT, Person, Row, Service, violations_of
+from tests.e2e.service import AUDIT, USER_AGENT, Person, Row, Service, violations_of
 
-AUDIT = "/api/v1/admin/audit"
 LINES = "application/x-ndjson"
 LAMBDAS_LIMIT_BYTES = 6 * 1024 * 1024
 

@@ -16,7 +16,7 @@ from local import litemaas_template
 from local.seed import insert_models, subscribe
 from local.stack import LocalStack
 from tests.e2e.routes import ROUTES
-from tests.e2e.service import KEYS, MODELS, Ledger, Row, Service, error_of
+from tests.e2e.service import AUDIT, KEYS, MODELS, Ledger, Row, Service, error_of
 
 REFUSED_BY_THE_GATEWAY = (401, {"message": "Unauthorized"})
 
@@ -154,7 +154,7 @@ def test_an_inactive_row_is_403(drop_in: DropIn):
 def test_roles_are_those_of_the_row_not_of_the_token(drop_in: DropIn):
     user_id, admin_id = drop_in.user("ivan"), drop_in.user("judy")
     drop_in.rows("UPDATE users SET roles = '{user,admin}' WHERE id = %(id)s", id=admin_id)
-    paths = ("/api/v1/admin/operations", "/api/v1/admin/audit", f"{KEYS}/admin/all")
+    paths = ("/api/v1/admin/operations", AUDIT, f"{KEYS}/admin/all")
 
     claimed = [drop_in.get(drop_in.token(user_id, roles=["admin"]), path) for path in paths]
     stored = [drop_in.get(drop_in.token(admin_id, roles=["user"]), path) for path in paths]

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.e2e.service import Ledger, Person, Service, Text
+from tests.e2e.service import AUDIT, Ledger, Person, Service, Text
 
 
 def findings(texts: Iterable[Text], secrets: Mapping[str, str]) -> list[str]:
@@ -47,13 +47,14 @@ def test_no_answer_but_a_creates_own_shows_a_secret(ledger: Ledger, all_secrets:
     assert findings(ledger.answers, all_secrets) == []
 
 
-def test_no_email_is_logged_by_the_functions_or_answered(ledger: Ledger, all_texts: list[Text]):
+def test_no_email_is_logged_by_the_functions_or_answered_but_to_an_auditor(ledger: Ledger, all_texts: list[Text]):
     logs = [text for text in all_texts if text.where.endswith("functions.log")]
+    answers = [answer for answer in ledger.answers if AUDIT not in answer.where]
     emails = dict.fromkeys(ledger.emails, "an email")
 
     assert logs != []
     assert emails != {}
-    assert findings([*logs, *ledger.answers], emails) == []
+    assert findings([*logs, *answers], emails) == []
 
 
 def test_no_request_failed_unexpectedly(all_texts: list[Text]):

@@ -44,6 +44,13 @@ STANDING: LiteralString = """standing AS (
     CROSS JOIN LATERAL (SELECT coalesce(caller.roles, '{}') || %(claimed_roles)s::text[]) AS w (words)
 )"""
 
+# Whose key a change is about: the caller's own, or a user's, for whoever may change everything. Empty for anyone else.
+OWNER: LiteralString = """owner AS (
+    SELECT standing.user_id AS id FROM standing WHERE %(owner_id)s::uuid IS NULL AND standing.may_change_own
+    UNION ALL
+    SELECT u.id FROM users AS u JOIN standing ON standing.may_change_all WHERE u.id = %(owner_id)s
+)"""
+
 # Finds the caller, registers one seen for the first time, and says what they may do. `known` has those there before.
 CALLER: LiteralString = (
     """known AS (

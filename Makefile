@@ -20,7 +20,7 @@ ARGS ?=
 # The LiteLLM of a person's shell must not slip into tests that start the stand-in.
 ON_STAND_IN := env -u LITELLM_URL -u LITELLM_MASTER_KEY
 
-.PHONY: help demo dev test check contract faults build lock clean
+.PHONY: help demo dev test check openapi contract faults build lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,11 +46,15 @@ check: .venv/ready ## formatter, linters, types, import contracts, template
 	@echo "== ruff check";      $(BIN)/ruff check --quiet .
 	@echo "== pyright";         $(BIN)/basedpyright
 	@echo "== import-linter";   PYTHONPATH=layers/shared $(BIN)/lint-imports --no-cache
+	@echo "== openapi.yaml";    PYTHONPATH=layers/shared $(PYTHON) -m local.openapi --check
 	@$(PYTHON) -m local.litemaas_template build/template-litemaas.yaml >/dev/null
 	@$(PYTHON) -m tests.architecture.translation >build/translated.json
 	@$(PYTHON) -m tests.architecture.translation litemaas >build/translated-litemaas.json
 	@echo "== cfn-lint, as written";    $(BIN)/cfn-lint template.yaml build/template-litemaas.yaml
 	@echo "== cfn-lint, as translated"; $(BIN)/cfn-lint build/translated.json build/translated-litemaas.json
+
+openapi: .venv/ready ## write openapi.yaml, and what GET /api/v1/openapi.json serves, from the code
+	@PYTHONPATH=layers/shared $(PYTHON) -m local.openapi
 
 contract: .venv/ready ## the LiteLLM contract suite, on the stand-in and on a real LiteLLM
 	@echo "== the stand-in"

@@ -6,7 +6,6 @@ What differs from call to call (ids, times, the token's text) is replaced by fix
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,9 +14,8 @@ from local.gateway import Gateway
 from local.issuer import Issuer
 from local.loopback import NO_TLS, listen, port_of
 from local.serving import ServerThread
-from local.template import Application, Template
+from local.template import CHECKOUT, Template
 
-CHECKOUT = Path(__file__).parent.parent
 EVENTS = CHECKOUT / "events"
 
 HOST = "api.example.com"
@@ -108,7 +106,9 @@ def record() -> dict[str, dict[str, Any]]:
         issuer_listener, api_listener = listen(), listen()
         issuer = Issuer(url=f"http://127.0.0.1:{port_of(issuer_listener)}")
         thread.serve(issuer, [issuer_listener])
-        thread.serve(Gateway(_application(issuer.url), invoke=keep), [api_listener])
+        template = Template(CHECKOUT / "template.yaml")
+        application = template.resolve_offline(JwtIssuer=issuer.url, JwtAudience=AUDIENCE)
+        thread.serve(Gateway(application, invoke=keep), [api_listener])
         with httpx.Client(
             base_url=f"http://127.0.0.1:{port_of(api_listener)}", trust_env=False, verify=NO_TLS
         ) as client:
@@ -117,20 +117,6 @@ def record() -> dict[str, dict[str, Any]]:
     finally:
         thread.close()
     return {name: _fixed(event) for name, event in zip(CALLS, recorded, strict=True)}
-
-
-def _application(issuer: str) -> Application:
-    template = Template(CHECKOUT / "template.yaml")
-    secret = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:any"
-    # Only the routes and the authorizer matter here; the rest has to be there.
-    values = {"VpcSubnetIds": "subnet-1", "VpcSecurityGroupIds": "sg-1", "ReleaseSha": "0" * 64, "DatabaseHost": "any"}
-    for name in template.required_parameters - values.keys():
-        values[name] = secret if name.endswith("Arn") else issuer if name.endswith("Url") else "any"
-    return template.resolve(
-        parameters={**values, "JwtIssuer": issuer, "JwtAudience": AUDIENCE},
-        references={"AWS::StackName": "any", "MacKey": "any"},
-        attributes={"MacKey": {"Arn": "any"}},
-    )
 
 
 def _send(client: httpx.Client, call: Call, issuer: Issuer) -> None:

@@ -9,6 +9,7 @@ from typing import cast
 from local.errors import StartFailed
 from local.intrinsics import Attributes, Node, Resolver, as_mapping, as_text, read_yaml
 
+CHECKOUT = Path(__file__).parent.parent
 LAMBDA_TIMEOUT_SECONDS = 3
 LAMBDA_MEMORY_MEGABYTES = 128
 IMPLICIT_API = "ServerlessHttpApi"
@@ -140,6 +141,19 @@ class Template:
             routes += _routes(name, properties, apis=apis, resolver=resolver)
         cors = next((api.cors for api in apis.values() if api.cors), None)
         return Application(functions=functions, routes=tuple(routes), cors=cors)
+
+    def resolve_offline(self, **parameters: str) -> Application:
+        """Where only the routes and who may call them matter: all that a deployment decides is made up."""
+        arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:any"
+        values = {"VpcSubnetIds": "subnet-1", "VpcSecurityGroupIds": "sg-1", "ReleaseSha": "0" * 64}
+        urls = {"JwtIssuer": "https://issuer.example.com", "LiteLLMUrl": "https://litellm.example.com"}
+        for name in self.required_parameters - values.keys():
+            values[name] = arn if name.endswith("Arn") else urls.get(name, "any")
+        return self.resolve(
+            parameters={**values, **parameters},
+            references={"AWS::StackName": "any", "MacKey": "any"},
+            attributes={"MacKey": {"Arn": "any"}},
+        )
 
     def _parameter_values(self, given: Mapping[str, str]) -> dict[str, Node]:
         if unknown := sorted(set(given) - set(self._parameters)):

@@ -21,6 +21,7 @@ HTTP_FUNCTIONS = [
     "ListOperations",
     "ListUserApiKeys",
     "RetryOperation",
+    "ServeOpenapi",
     "SetKeyDefaults",
     "ValidateApiKey",
 ]
@@ -45,7 +46,6 @@ EVERYWHERE = {
     "DATABASE_HOST",
     "DATABASE_NAME",
     "DATABASE_PORT",
-    "DATABASE_SECRET_ARN",
     "FUNCTION_TIMEOUT_SECONDS",
     "LITELLM_BUDGET_SECONDS",
     "POWERTOOLS_LOG_LEVEL",
@@ -54,9 +54,13 @@ EVERYWHERE = {
     "RELEASE_SHA",
     "SUBJECT_COLUMN",
 }
+DATABASE = {"DATABASE_SECRET_ARN"}
+# Has nothing to say that is not in the source.
+WITHOUT_DATABASE = {"ServeOpenapi"}
 CALLER = {"EMAIL_CLAIM", "NAME_CLAIM", "OAUTH_PROVIDER", "ROLES_CLAIM", "SUBJECT_CLAIM", "USERNAME_CLAIM"}
 OWN_VARIABLES = {
     "CheckHealth": {"LITELLM_URL"},
+    "ServeOpenapi": set(),
     "CreateApiKey": CALLER
     | {
         "GATEWAY_DRAIN_SECONDS",
@@ -149,7 +153,7 @@ def test_a_handler_file_stays_within_forty_lines() -> None:
     assert {name: length for name, length in lengths.items() if length > 40} == {}
 
 
-def test_every_route_but_health_asks_for_a_token(resources: dict[str, Any]) -> None:
+def test_every_route_but_health_and_description_asks_for_a_token(resources: dict[str, Any]) -> None:
     paths = resources["Api"]["Properties"]["Body"]["paths"]
     routes = {
         f"{method.upper()} {path}": [name for scheme in operation["security"] for name in scheme]
@@ -171,6 +175,7 @@ def test_every_route_but_health_asks_for_a_token(resources: dict[str, Any]) -> N
         "PUT /api/v1/admin/settings/api-key-defaults": ["Jwt"],
         "GET /api/v1/admin/audit": ["Jwt"],
         "GET /health": ["NONE"],
+        "GET /api/v1/openapi.json": ["NONE"],
         "POST /api/v1/admin/operations/{id}/retry": ["Jwt"],
         "POST /api/v1/api-keys": ["Jwt"],
     }
@@ -203,6 +208,7 @@ def test_each_route_calls_the_live_version_of_its_function_with_payload_2_0(reso
         "PUT /api/v1/admin/settings/api-key-defaults": (["SetKeyDefaultsAliaslive"], "2.0"),
         "GET /api/v1/admin/audit": (["ListAuditRecordsAliaslive"], "2.0"),
         "GET /health": (["CheckHealthAliaslive"], "2.0"),
+        "GET /api/v1/openapi.json": (["ServeOpenapiAliaslive"], "2.0"),
         "POST /api/v1/admin/operations/{id}/retry": (["RetryOperationAliaslive"], "2.0"),
         "POST /api/v1/api-keys": (["CreateApiKeyAliaslive"], "2.0"),
     }
@@ -228,6 +234,7 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
     ("function", "secrets"),
     [
         ("CheckHealth", ["DatabaseSecretArn"]),
+        ("ServeOpenapi", []),
         ("CreateApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("DeleteApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("ListApiKeys", ["DatabaseSecretArn"]),
@@ -364,7 +371,9 @@ def test_the_mac_key_survives_the_stack(resources: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_function_gets_exactly_the_variables_it_needs(resources: dict[str, Any], function: str) -> None:
-    assert set(variables(resources, function)) == EVERYWHERE | OWN_VARIABLES[function]
+    assert set(variables(resources, function)) == EVERYWHERE | OWN_VARIABLES[function] | (
+        set() if function in WITHOUT_DATABASE else DATABASE
+    )
 
 
 def test_every_variable_is_read_somewhere_in_the_package(resources: dict[str, Any]) -> None:
@@ -384,9 +393,13 @@ def test_no_variable_holds_a_secret(resources: dict[str, Any]) -> None:
 
 
 def test_only_the_migration_gets_the_owners_login(resources: dict[str, Any]) -> None:
-    secrets = {function: variables(resources, function)["DATABASE_SECRET_ARN"]["Ref"] for function in FUNCTIONS}
+    secrets = {
+        function: variables(resources, function)["DATABASE_SECRET_ARN"]["Ref"]
+        for function in FUNCTIONS
+        if function not in WITHOUT_DATABASE
+    }
 
-    assert secrets == dict.fromkeys([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS], "DatabaseSecretArn") | {
+    assert secrets == dict.fromkeys({*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS} - WITHOUT_DATABASE, "DatabaseSecretArn") | {
         "MigrateDatabase": "DatabaseMigratorSecretArn"
     }
 

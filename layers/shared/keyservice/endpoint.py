@@ -13,14 +13,17 @@ from typing import Any, Protocol
 from uuid import UUID, uuid4
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from keyservice import telemetry, wiring
 from keyservice.callers import caller_from_claims
 from keyservice.decoding import decode_object, invalid
 from keyservice.errors import (
+    ErrorDescription,
+    ErrorEnvelope,
     InvalidRequest,
     PayloadTooLarge,
+    Retry,
     ServiceError,
     Unauthorized,
     UnsupportedMediaType,
@@ -205,22 +208,21 @@ def _answer(request: Request, status: int, body: str, headers: Mapping[str, str]
 
 
 def _error_answer(request: Request, error: ServiceError) -> Answer:
-    """LiteMaaS's envelope, its keys in LiteMaaS's order."""
-    envelope: dict[str, Any] = {
-        "code": error.code,
-        "message": error.message,
-        "statusCode": error.status,
-        "details": error.details,
-    }
-    if request.correlation_id:
-        envelope["correlationId"] = request.correlation_id
-    envelope["timestamp"] = timestamp(datetime.now(UTC))
-    envelope["requestId"] = request.request_id
-    headers: dict[str, str] = {}
-    if error.retry_after_seconds is not None:
-        envelope["retry"] = {"retryable": True, "retryAfter": error.retry_after_seconds}
-        headers["retry-after"] = str(error.retry_after_seconds)
-    return _answer(request, error.status, msgspec.json.encode({"error": envelope}).decode(), headers)
+    seconds = error.retry_after_seconds
+    envelope = ErrorEnvelope(
+        error=ErrorDescription(
+            code=error.code,
+            message=error.message,
+            status_code=error.status,
+            details=error.details,
+            correlation_id=request.correlation_id or UNSET,
+            timestamp=timestamp(datetime.now(UTC)),
+            request_id=request.request_id,
+            retry=UNSET if seconds is None else Retry(retryable=True, retry_after=seconds),
+        )
+    )
+    headers = {} if seconds is None else {"retry-after": str(seconds)}
+    return _answer(request, error.status, msgspec.json.encode(envelope).decode(), headers)
 
 
 def _record(operation: str, request: Request, status: int, code: str, duration_ms: float) -> None:

@@ -27,7 +27,7 @@ Anything else that escapes is our own mistake and becomes 500 INTERNAL_ERROR in 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -38,6 +38,30 @@ class Violation(msgspec.Struct, frozen=True):
     field: str
     message: str
     code: str
+
+
+class Retry(msgspec.Struct, frozen=True, rename="camel"):
+    """When to try again, in seconds."""
+
+    retryable: bool
+    retry_after: int
+
+
+class ErrorDescription(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    code: str
+    message: str
+    status_code: int
+    details: dict[str, Any]
+    correlation_id: str | msgspec.UnsetType = msgspec.UNSET
+    timestamp: Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+    request_id: str
+    retry: Retry | msgspec.UnsetType = msgspec.UNSET
+
+
+class ErrorEnvelope(msgspec.Struct, frozen=True, kw_only=True):
+    """What every error is answered with: LiteMaaS's envelope, its keys in LiteMaaS's order."""
+
+    error: ErrorDescription
 
 
 class ServiceError(Exception):

@@ -12,7 +12,9 @@ _MAX_INTEGER = 2_147_483_647  # a PostgreSQL integer
 _MAX_MONEY = 99_999_999.99  # numeric(10,2)
 
 type ModelId = Annotated[str, Meta(min_length=1, max_length=255)]
-type Money = Annotated[float, Meta(ge=0, le=_MAX_MONEY)]
+# `extra_json_schema` is for the API's description alone; decoding does not look at it.
+type Money = Annotated[float, Meta(ge=0, le=_MAX_MONEY, extra_json_schema={"multipleOf": 0.01})]
+type Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]  # as `timestamp` writes it
 type Limit = Annotated[int, Meta(ge=0, le=_MAX_INTEGER)]
 type ExpirationDays = Annotated[int, Meta(ge=1, le=3650)]  # a key lives 10 years at most
 # LiteLLM 1.106.0 takes daily, weekly, monthly, 1mo and N s/m/h/d/w; of `yearly` it knows only 365d (see litellm.py).
@@ -68,7 +70,9 @@ class TokenClaims(msgspec.Struct, frozen=True, kw_only=True):
 class NewApiKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The body of POST /api/v1/api-keys; every field is optional and null means not set. Money is in US dollars."""
 
-    model_ids: Annotated[list[ModelId], Meta(min_length=1, max_length=100)] | None = None
+    model_ids: (
+        Annotated[list[ModelId], Meta(min_length=1, max_length=100, extra_json_schema={"uniqueItems": True})] | None
+    ) = None
     subscription_id: UUID | None = None
     name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
     expires_at: Annotated[datetime, Meta(tz=True)] | None = None
@@ -143,8 +147,8 @@ class IssuedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     models: list[str]
     model_details: list[ModelDetails]
     is_active: bool
-    created_at: str
-    expires_at: str | UnsetType = UNSET
+    created_at: Timestamp
+    expires_at: Timestamp | UnsetType = UNSET
     subscription_id: UUID | UnsetType = UNSET
     status: str
 
@@ -185,8 +189,8 @@ class DeletedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """`effective_by`: the moment from which the last LiteLLM replica has forgotten the key."""
 
     message: str
-    deleted_at: str
-    effective_by: str
+    deleted_at: Timestamp
+    effective_by: Timestamp
 
 
 class PendingDeletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,13 +225,13 @@ class ListedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     id: UUID
     key_prefix: str
     models: list[str]
-    created_at: str
+    created_at: Timestamp
     is_active: bool
     name: str
     model_details: list[ModelDetails]
     subscription_id: UUID | UnsetType = UNSET
-    last_used_at: str | UnsetType = UNSET
-    expires_at: str | UnsetType = UNSET
+    last_used_at: Timestamp | UnsetType = UNSET
+    expires_at: Timestamp | UnsetType = UNSET
     max_budget: float | UnsetType = UNSET
     current_spend: float
     tpm_limit: int | UnsetType = UNSET
@@ -241,7 +245,7 @@ class ListedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     status: str
     soft_budget: float | UnsetType = UNSET
     max_parallel_requests: int | UnsetType = UNSET
-    spend_as_of: str | UnsetType = UNSET
+    spend_as_of: Timestamp | UnsetType = UNSET
 
 
 class FoundKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -330,9 +334,9 @@ class ListedOperation(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     age_seconds: float
     attempts: int
     last_error: str | UnsetType = UNSET
-    created_at: str
-    next_attempt_at: str | UnsetType = UNSET
-    finished_at: str | UnsetType = UNSET
+    created_at: Timestamp
+    next_attempt_at: Timestamp | UnsetType = UNSET
+    finished_at: Timestamp | UnsetType = UNSET
 
 
 class CursorPage(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -363,7 +367,7 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omi
     """`user_id`, `username` and `email` are those of who did it. `is_truncated`: its large fields were left out."""
 
     id: UUID
-    created_at: str
+    created_at: Timestamp
     action: str
     resource_type: str
     resource_id: str | UnsetType = UNSET

@@ -13,8 +13,10 @@ import httpx
 import pytest
 
 from local import litemaas_template
+from local.record_events import EVENTS
 from local.seed import insert_models, subscribe
 from local.stack import LocalStack
+from local.workers import InvocationFailed
 from tests.e2e.routes import ROUTES
 from tests.e2e.service import AUDIT, KEYS, MODELS, Ledger, Row, Service, error_of
 
@@ -287,3 +289,17 @@ def test_why_a_token_was_refused_stands_in_the_log_without_the_token(drop_in: Dr
     lines = [json.loads(line) for line in log.splitlines() if '"token refused"' in line]
     assert {"expired", "signature", "algorithm"} <= {line["reason"] for line in lines}
     assert token not in log
+
+
+def test_the_recorded_event_of_the_authorizer_is_taken(drop_in: DropIn):
+    event = json.loads((EVENTS / "authorize_litemaas_token.json").read_text())
+    user_id = uuid4()
+
+    admitted = drop_in.stack.invoke(
+        "AuthorizeLiteMaaSToken", event | {"identitySource": [f"Bearer {drop_in.token(user_id)}"]}
+    )
+    with pytest.raises(InvocationFailed) as refused:
+        drop_in.stack.invoke("AuthorizeLiteMaaSToken", event)
+
+    assert (admitted["isAuthorized"], admitted["context"]["userId"]) == (True, str(user_id))
+    assert refused.value.error_message == "Unauthorized"

@@ -1,15 +1,18 @@
-"""events/ is what the gateway sends today."""
+"""events/ is what the gateway and EventBridge Scheduler send today, to every function there is."""
 
-from local.record_events import CALLS, EVENTS, record, text_of
+from local.record_events import EVENTS, record, text_of
+from local.template import CHECKOUT
 
 
-def test_every_recorded_event_is_what_the_gateway_sends() -> None:
+def test_every_recorded_event_is_what_the_gateway_sends_and_no_other_lies_about() -> None:
     recorded = record()
 
     assert {name: text_of(event) for name, event in recorded.items()} == {
-        name: (EVENTS / f"{name}.json").read_text() for name in CALLS
+        path.stem: path.read_text() for path in EVENTS.glob("*.json")
     }
 
 
-def test_no_other_event_lies_about() -> None:
-    assert {path.stem for path in EVENTS.glob("*.json")} == {*CALLS, "migrate_database"}
+def test_every_function_has_one() -> None:
+    functions = {path.stem for path in (CHECKOUT / "functions").glob("*.py")}
+
+    assert functions - {path.stem for path in EVENTS.glob("*.json")} == set()

@@ -256,7 +256,7 @@ def test_a_role_reads_exactly_its_secrets_and_may_do_nothing_else(
     resources: dict[str, Any], function: str, secrets: list[str]
 ) -> None:
     role = resources[f"{function}Role"]["Properties"]
-    always = [policy for policy in role["Policies"] if "Fn::If" not in policy]
+    always = [policy for policy in role.get("Policies", []) if "Fn::If" not in policy]
     statements = [s for policy in always for s in policy["PolicyDocument"]["Statement"]]
 
     assert [s["Effect"] for s in statements] == ["Allow"] * len(secrets)
@@ -275,7 +275,9 @@ def test_only_reconcile_may_do_more_and_only_keep_its_reports_in_a_bucket_that_w
 ) -> None:
     conditional = {
         function: [
-            policy["Fn::If"] for policy in resources[f"{function}Role"]["Properties"]["Policies"] if "Fn::If" in policy
+            policy["Fn::If"]
+            for policy in resources[f"{function}Role"]["Properties"].get("Policies", [])
+            if "Fn::If" in policy
         ]
         for function in FUNCTIONS
     }

@@ -334,6 +334,8 @@ def _tidied(schema: Any) -> Any:
     tidied: Node = {}
     for name, value in cast("Node", schema).items():
         match name, value:
+            case "anyOf", [{"type": str(kind), **rest}, {"type": "null"}]:
+                tidied |= {"type": [kind, "null"], **_tidied(rest)}
             case ("title", str()) | ("default", None) | ("required", []):
                 pass
             case "pattern", str():

@@ -142,7 +142,7 @@ def _operation(name: str, route: Route) -> Node:
     ]
     if entry.body is not None:
         content = {"schema": _reference(type(entry.body)), "example": _example(entry.body)}
-        described["requestBody"] = {"required": True, "content": {_JSON: content}}
+        described["requestBody"] = {"required": not entry.is_body_optional, "content": {_JSON: content}}
     described["responses"] = _responses(entry, route)
     return described
 

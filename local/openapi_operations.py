@@ -73,6 +73,7 @@ class Operation:
     answers: Mapping[int, Answer]
     description: str = ""
     body: Struct | None = None
+    is_body_optional: bool = False
     query: Callable[[Mapping[str, str]], object] | None = None
     headers: tuple[str, ...] = ()
     errors: tuple[type[ServiceError], ...] = ()

@@ -100,6 +100,7 @@ NONE = "404 NOT_FOUND"
 UNAUTHORIZED = "401 UNAUTHORIZED"
 LATER = "503 SERVICE_UNAVAILABLE"
 FORBIDDEN = "403 FORBIDDEN"
+UNSUPPORTED = "422 UNSUPPORTED_SETTING"
 
 
 def asked(fields: Mapping[str, Any] | None = None, **ask: Any) -> Ask:
@@ -200,6 +201,25 @@ CASES: Mapping[str, list[Case]] = {
             BAD,
             f"{CALLERS_MISTAKE}; LiteMaaS drops it, or fails on a wrong `maxParallelRequests`",
             asked({"bogus": 1, "maxParallelRequests": "abc"}),
+        ),
+        *(
+            Case(f"`teamId` {what}", theirs, UNSUPPORTED, NOT_ENFORCED, asked({"teamId": team}))
+            for what, theirs, team in (
+                ("of an unknown team", BROKEN, "99999999-9999-4999-8999-999999999999"),
+                ("that is no UUID", BROKEN, "team-x"),
+                ("of a team of others", "201", "team-of-others"),
+            )
+        ),
+        *(
+            Case(f"`{field}`", "201", UNSUPPORTED, NOT_ENFORCED, asked({field: value}))
+            for field, value in (
+                ("tags", ["prod"]),
+                ("permissions", {"allowEmbeddings": False}),
+                ("guardrails", ["pii"]),
+                ("modelMaxBudget", {"gpt-4o": {"budgetLimit": 5, "timePeriod": "monthly"}}),
+                ("modelRpmLimit", {"gpt-4o": 5}),
+                ("modelTpmLimit", {"gpt-4o": 5}),
+            )
         ),
         Case("eleventh key", BAD, BAD, "", asked(given="ten keys")),
         Case(

@@ -17,7 +17,7 @@ from local.litellm.refusals import (
     refused_as_repr,
     refused_with_detail,
 )
-from local.litellm.rows import moved_into_metadata, new_row, status_of, token_of, with_z, without_token
+from local.litellm.rows import budget_table, moved_into_metadata, new_row, status_of, token_of, with_z, without_token
 from local.litellm.tables import Tables
 from local.litellm.values import (
     KEY_FIELDS,
@@ -140,7 +140,10 @@ class KeyRoutes:
         rows = self._selected(query, substring=flags.get("substring_matching", False))
         shown = rows[(page - 1) * size : page * size]
         return {
-            "keys": [with_z(row) if flags.get("return_full_object") else row["token"] for row in shown],
+            "keys": [
+                with_z(row | {"litellm_budget_table": None}) if flags.get("return_full_object") else row["token"]
+                for row in shown
+            ],
             "total_count": len(rows),
             "current_page": page,
             "total_pages": math.ceil(len(rows) / size),
@@ -163,7 +166,7 @@ class KeyRoutes:
         moment = now().isoformat()
         row = row | _changes(values, row=row) | {"updated_at": moment, "settings_updated_at": moment}
         self._tables.save_key(row)
-        return row | {"key": key if key is not None else token}
+        return row | {"key": key if key is not None else token, "litellm_budget_table": None}
 
     async def block(self, call: Call) -> Row:
         return await self._set_blocked(call, blocked=True)
@@ -266,6 +269,8 @@ def _changes(values: Row, *, row: Row) -> Row:
             changes["expires"] = None if duration in (None, "-1") else expiry_after(duration)
         except Unparsable as error:
             raise refused(400, str(error), "auth_error", "None") from error
+    if "soft_budget" in values:
+        changes["litellm_budget_table"] = budget_table(values["soft_budget"])
     if moved := moved_into_metadata(values):
         changes["metadata"] = (changes.get("metadata", row["metadata"]) or {}) | moved
     return changes

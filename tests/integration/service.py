@@ -204,6 +204,7 @@ class Service:
         chosen = {
             "deployment": self.deployment,
             "lease_seconds": LEASE_SECONDS,
+            "drain_seconds": DRAIN_SECONDS,
             "gateway_seconds": 1.0,
             "reserve_seconds": 1.0,
             "first_wait_seconds": 60.0,

@@ -12,34 +12,9 @@ from keyservice.audit import record_of
 from keyservice.database import Database, Statement
 from keyservice.errors import OutcomeUnknown
 from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, registering, repeated_once, require_known
+from keyservice.key_rules import CONFIGURED, DISCOVERED, Refusal
 from keyservice.models import Caller, GatewayUser, Idempotency, ModelDetails, NewApiKey, PendingCreate
 from keyservice.standing import STANDING
-
-
-class RuleViolation(msgspec.Struct, frozen=True):
-    """A rule of the database's that a create breaks; `bound` is the limit, or the models concerned."""
-
-    field: str
-    code: Literal[
-        "inactiveUser",
-        "readOnly",
-        "notFound",
-        "notActive",
-        "notEntitled",
-        "maximum",
-        "past",
-        "tooFar",
-        "required",
-        "keyLimit",
-    ]
-    bound: Any = None
-
-
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """Every rule the request breaks; the audit record of it is written."""
-
-    user_id: UUID
-    rules: list[RuleViolation]
 
 
 class Repeated(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,11 +62,9 @@ WITH caller AS (
 """
     + STANDING
     + """,
-configured AS (
-    SELECT coalesce(s.value -> 'defaults', '{}') AS defaults, coalesce(s.value -> 'maximums', '{}') AS maximums
-    FROM (VALUES (true)) AS always (is_there)
-    LEFT JOIN system_settings AS s ON s.key = 'api_key_defaults'
-),
+"""
+    + CONFIGURED
+    + """,
 subscribed AS (
     SELECT s.id, s.model_id, s.status, s.status = 'active' AND (s.expires_at IS NULL OR s.expires_at > now()) AS is_active
     FROM subscriptions AS s
@@ -121,13 +94,9 @@ wanted AS (
         maximums
     FROM configured
 ),
-discovered AS (
-    INSERT INTO models (id, name, provider)
-    SELECT d.id, d.name, left(d.provider, 100)
-    FROM jsonb_to_recordset(%(gateway_models)s::jsonb) AS d (id text, name text, provider text)
-    WHERE d.id = ANY (%(model_ids)s::text[])
-    ON CONFLICT DO NOTHING
-),
+"""
+    + DISCOVERED
+    + """,
 entitled AS (
     SELECT model_id FROM subscribed WHERE is_active AND %(model_access)s = 'subscription'
     UNION

@@ -29,8 +29,11 @@ _AT = re.compile(r" - at `\$(?P<path>.*)`$")
 
 
 def decode_object[T: msgspec.Struct](body: bytes, shape: type[T]) -> T:
-    """The body as `shape`; null means not set. Raises InvalidRequest with one violation per wrong, missing or
-    unknown field, also of an object within, and UnsupportedSetting for a field that is known but cannot be enforced."""
+    """The body as `shape`; null means not set, and where a field left out stays as it is, null clears it.
+
+    Raises InvalidRequest with one violation per wrong, missing or unknown field, also of an object within, and
+    UnsupportedSetting for a field that is known but cannot be enforced.
+    """
     fields = {field.encode_name for field in msgspec.structs.fields(shape)}
     given = _decode_json_object(body)
     unsupported = sorted(name for name in _UNSUPPORTED - fields if given.get(name) is not None)
@@ -42,7 +45,7 @@ def decode_object[T: msgspec.Struct](body: bytes, shape: type[T]) -> T:
         raise invalid(violations)
     if unsupported:
         raise UnsupportedSetting(
-            f"This service cannot enforce {', '.join(unsupported)}. Leave it out: nothing was created.",
+            f"This service cannot enforce {', '.join(unsupported)}. Leave it out: nothing was done.",
             details={"fields": unsupported},
         )
     return decoded
@@ -53,10 +56,12 @@ def _decode_fields[T: msgspec.Struct](
 ) -> T | None:
     """None when a field is wrong, which is then among the violations."""
     fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
+    # Where a field that is left out stays as it is, null is a value like any other.
+    clears = any(field.default is msgspec.UNSET for field in fields.values())
     values: dict[str, Any] = {}
     before = len(violations)
     for name, value in given.items():
-        if value is None:
+        if value is None and not clears:
             continue
         at = path + _shown(name)
         if name not in fields:

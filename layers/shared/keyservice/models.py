@@ -81,6 +81,21 @@ class NewApiKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     metadata: dict[str, Any] | None = None
 
 
+class KeyChanges(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The body of PATCH: what is left out stays as it is, null clears. Money is in US dollars."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=255)] | UnsetType | None = UNSET
+    model_ids: Annotated[list[ModelId], Meta(min_length=1, max_length=100)] | UnsetType = UNSET
+    expires_at: Annotated[datetime, Meta(tz=True)] | UnsetType | None = UNSET
+    max_budget: Money | UnsetType | None = UNSET
+    soft_budget: Money | UnsetType | None = UNSET
+    budget_duration: BudgetDuration | UnsetType | None = UNSET
+    tpm_limit: Limit | UnsetType | None = UNSET
+    rpm_limit: Limit | UnsetType | None = UNSET
+    max_parallel_requests: Limit | UnsetType | None = UNSET
+    metadata: dict[str, Any] | UnsetType | None = UNSET
+
+
 class ModelDetails(msgspec.Struct, frozen=True):
     id: str
     name: str
@@ -169,6 +184,28 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
 
     hash: str
     is_safe: bool
+
+
+class PendingUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """A change that T1 has committed: LiteLLM has to make these tokens what the settings say, or forget their spend."""
+
+    operation_id: UUID
+    epoch: int
+    api_key_id: UUID
+    settings: KeySettings
+    remaining_seconds: int | None
+    tokens: list[str]
+    resets_spend: bool
+    is_known_to_gateway: bool = False
+    """Whether LiteLLM need not be told: nothing it knows of changes, and it holds what the row says."""
+
+
+class ResetSpend(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The answer to a reset; `current_spend` in US dollars."""
+
+    id: UUID
+    current_spend: float
+    reset_at: str
 
 
 class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
@@ -412,6 +449,7 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     brake: SettleBrake | UnsetType = UNSET
     pending_creates: int
     pending_deletes: int
+    pending_updates: int
     oldest_pending_seconds: float
 
 

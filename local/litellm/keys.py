@@ -269,8 +269,8 @@ def _changes(values: Row, *, row: Row) -> Row:
             changes["expires"] = None if duration in (None, "-1") else expiry_after(duration)
         except Unparsable as error:
             raise refused(400, str(error), "auth_error", "None") from error
-    if "soft_budget" in values:
-        changes["litellm_budget_table"] = budget_table(values["soft_budget"])
+    if "soft_budget" in values and (row["litellm_budget_table"] or values["soft_budget"] is not None):
+        changes["litellm_budget_table"] = budget_table() | {"soft_budget": values["soft_budget"]}
     if moved := moved_into_metadata(values):
         changes["metadata"] = (changes.get("metadata", row["metadata"]) or {}) | moved
     return changes

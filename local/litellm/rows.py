@@ -67,7 +67,9 @@ def new_row(key: str, values: Row, *, created_by: str) -> Row:
         "allowed_routes": values.get("allowed_routes") or ROUTES_OF_KEY_TYPE[key_type or "default"],
         "key_type": key_type,
         "permissions": values.get("permissions") or {},
-        "litellm_budget_table": budget_table(values.get("soft_budget")),
+        "litellm_budget_table": (
+            None if values.get("soft_budget") is None else budget_table() | {"soft_budget": values["soft_budget"]}
+        ),
         "model_max_budget": {},
         "model_spend": {},
         "created_at": created_at,
@@ -82,9 +84,9 @@ def moved_into_metadata(values: Row) -> Row:
     return {name: values[name] for name in KEPT_IN_METADATA if values.get(name) is not None}
 
 
-def budget_table(soft_budget: float | None) -> Row | None:
+def budget_table() -> Row:
     """Where LiteLLM keeps a key's soft budget; it shows it in /key/info, and after generate, alone."""
-    return None if soft_budget is None else {"soft_budget": soft_budget, "max_budget": None}
+    return {"soft_budget": None, "max_budget": None}
 
 
 def without_token(row: Row) -> Row:

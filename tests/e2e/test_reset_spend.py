@@ -1,7 +1,5 @@
 """POST /api/v1/api-keys/{id}/reset-spend."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.e2e.conftest import FragileService
@@ -94,9 +92,9 @@ def test_of_an_inactive_key_is_400_as_in_litemaas(service: Service, alice: Perso
 
 class TestWhereOwnersMay:
     @pytest.fixture
-    def grace(self, fragile_service: FragileService) -> Iterator[Person]:
+    def grace(self, fragile_service: FragileService) -> Person:
         """The fragile stack has OwnersMayResetSpend."""
-        yield fragile_service.person()
+        return fragile_service.person()
 
     def test_they_may_reset_their_own(self, fragile_service: FragileService, grace: Person):
         key_id, secret = has_spent(grace, 2.5)

@@ -64,9 +64,23 @@ locked AS (
 )
 SELECT id FROM locked"""
 
-_LOCK_KEY_TO_UPDATE: LiteralString = "/* lock_key_to_update */\nWITH " + _CALLER + ",\n" + OWNER + _LOCK
+_LOCK_KEY_TO_UPDATE: LiteralString = (
+    """/* lock_key_to_update */
+WITH """
+    + _CALLER
+    + ",\n"
+    + OWNER
+    + _LOCK
+)
 
-_LOCK_KEY_TO_RESET: LiteralString = "/* lock_key_to_reset */\nWITH " + _CALLER + ",\n" + _OWNER_OF_SPEND + _LOCK
+_LOCK_KEY_TO_RESET: LiteralString = (
+    """/* lock_key_to_reset */
+WITH """
+    + _CALLER
+    + ",\n"
+    + _OWNER_OF_SPEND
+    + _LOCK
+)
 
 _TARGET: LiteralString = (
     """target AS (

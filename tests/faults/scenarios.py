@@ -424,14 +424,14 @@ SCENARIOS: dict[str, Scenario] = {
         repeat=_reset_spend,
         succeeds=(200,),
         is_there_after_repeating=True,
-        only=frozenset({"begin_reset", UPDATE}),
+        only=frozenset({"begin_reset"}),
     ),
     "settling a change": Scenario(
         function="SettleOperations",
         begin=lambda rig: _known(rig).has_unfinished_update(),
         act=_settle,
         answer=None,
-        only=frozenset({UPDATE, "finish_update"}),
+        only=frozenset({UPDATE}),
         keeps_key=True,
     ),
     "correcting a change that came late": Scenario(
@@ -439,7 +439,7 @@ SCENARIOS: dict[str, Scenario] = {
         begin=lambda rig: _known(rig).has_update_that_may_come_late(),
         act=_settle,
         answer=None,
-        only=frozenset({"begin_correction", UPDATE}),
+        only=frozenset({"begin_correction"}),
         keeps_key=True,
     ),
 }

@@ -88,6 +88,11 @@ class TestGenerate:
                 rpm_limit=7,
                 max_parallel_requests=2,
                 metadata={"team": "blue"},
+                lite_llm_team_id="team-1",
+                permissions={"allowChatCompletions": True, "allowCompletions": False, "allowEmbeddings": False},
+                tags=["prod"],
+                model_rpm_limit={"o3": 1},
+                model_tpm_limit={"gpt-4o": 100},
             ),
         )
 
@@ -102,7 +107,12 @@ class TestGenerate:
             "metadata": {
                 "keyservice": {"mark": "lmk-0123456789ab", "api_key_id": "3f2504e0-4f89-41d3-9a0c-0305e82c3301"},
                 "user": {"team": "blue"},
+                "tags": ["prod"],
             },
+            "team_id": "team-1",
+            "permissions": {"allow_chat_completions": True, "allow_completions": False, "allow_embeddings": False},
+            "model_rpm_limit": {"o3": 1},
+            "model_tpm_limit": {"gpt-4o": 100},
             "duration": "3600s",
             "max_budget": 5.25,
             "soft_budget": 4.0,
@@ -515,13 +525,26 @@ class TestSomebodyStoppedWaiting:
 
 class TestUpdate:
     def update(self, litellm: LiteLLM, settings: KeySettings, *, remaining_seconds: int | None) -> None:
-        litellm.update(DERIVED.token_hash, settings, remaining_seconds=remaining_seconds, deadline=Deadline(5))
+        found = GatewayKey(
+            token=DERIVED.token_hash,
+            metadata={"keyservice": {"mark": "m"}, "logging": [], "user": {"a": 1}, "tags": ["old"]},
+        )
+        litellm.update(found, settings, remaining_seconds=remaining_seconds, deadline=Deadline(5))
 
     def test_sends_every_limit_and_clears_what_is_left_open(self, litellm: LiteLLM, scripted: ScriptedServer):
         scripted.will_answer(200, {})
 
         self.update(
-            litellm, KeySettings(models=["gpt-4o"], rpm_limit=7, budget_duration="yearly"), remaining_seconds=60
+            litellm,
+            KeySettings(
+                models=["gpt-4o"],
+                rpm_limit=7,
+                budget_duration="yearly",
+                metadata={"b": 2},
+                permissions={"allowEmbeddings": False},
+                model_rpm_limit={"gpt-4o": 1},
+            ),
+            remaining_seconds=60,
         )
 
         [asked] = scripted.asked
@@ -534,6 +557,11 @@ class TestUpdate:
             "tpm_limit": None,
             "rpm_limit": 7,
             "max_parallel_requests": None,
+            "team_id": None,
+            "permissions": {"allow_embeddings": False},
+            "model_rpm_limit": {"gpt-4o": 1},
+            "model_tpm_limit": None,
+            "metadata": {"keyservice": {"mark": "m"}, "logging": [], "user": {"b": 2}},
             "duration": "60s",
         }
 
@@ -549,6 +577,58 @@ class TestUpdate:
 
         with pytest.raises(GatewayUnavailable):
             self.update(litellm, KeySettings(models=["gpt-4o"]), remaining_seconds=None)
+
+
+class TestTeam:
+    @pytest.mark.parametrize(
+        ("status", "body", "is_there"), [(200, {"team_id": "t"}, True), (404, own_error(404), False)]
+    )
+    def test_is_there_or_not(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any, is_there: Any):
+        scripted.will_answer(status, body)
+
+        assert litellm.has_team("t", deadline=Deadline(5)) is is_there
+        assert scripted.asked[0].path == "/team/info?team_id=t"
+
+    def test_that_a_proxy_in_between_does_not_find_is_trouble(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(404, {"message": "no such page"})
+
+        with pytest.raises(GatewayUnavailable):
+            litellm.has_team("t", deadline=Deadline(5))
+
+
+class TestDifferences:
+    @pytest.mark.parametrize(
+        ("key", "name"),
+        [
+            ({"team_id": "another"}, "team_id"),
+            ({"team_id": None}, "team_id"),
+            ({"permissions": {}}, "permissions"),
+            ({"metadata": {"model_rpm_limit": {"o3": 1}, "model_tpm_limit": {"o3": 3}}}, "tags"),
+            (
+                {"metadata": {"model_rpm_limit": {"o3": 9}, "model_tpm_limit": {"o3": 3}, "tags": ["a"]}},
+                "model_rpm_limit",
+            ),
+            ({"metadata": {"model_rpm_limit": {"o3": 1}, "tags": ["a"]}}, "model_tpm_limit"),
+        ],
+    )
+    def test_name_each_field_that_litellm_keeps_elsewhere(self, key: dict[str, Any], name: str):
+        settings = KeySettings(
+            models=["o3"],
+            lite_llm_team_id="team-1",
+            permissions={"allowEmbeddings": False},
+            tags=["a"],
+            model_rpm_limit={"o3": 1},
+            model_tpm_limit={"o3": 3},
+        )
+        same: dict[str, Any] = {
+            "models": ["o3"],
+            "team_id": "team-1",
+            "permissions": {"allow_embeddings": False},
+            "metadata": {"model_rpm_limit": {"o3": 1}, "model_tpm_limit": {"o3": 3}, "tags": ["a"], "user": {}},
+        }
+
+        assert GatewayKey(token="t", **same).differences(settings) == []
+        assert GatewayKey(token="t", **(same | key)).differences(settings) == [name]
 
 
 class TestKeyList:

@@ -207,15 +207,14 @@ class KeyCreation:
                 raise GatewayUnavailable("the key expired before LiteLLM confirmed it", may_still_happen=False)
             found = self._litellm.find(pending.token_hash, deadline=deadline)
             if found is None:
-                if not pending.user.is_known:
-                    self._litellm.ensure_user(pending.user, deadline=deadline)
+                self._prepare(pending, deadline=deadline)
                 self._generate(pending, derived, deadline=deadline)
                 found = self._litellm.find(pending.token_hash, deadline=deadline)
             if found is None:
                 raise GatewayUnavailable("key/info: the key is not there", may_still_happen=True)
             if found.differences(pending.settings):
                 self._litellm.update(
-                    pending.token_hash,
+                    found,
                     pending.settings,
                     remaining_seconds=pending.remaining_seconds,
                     deadline=deadline,
@@ -227,9 +226,11 @@ class KeyCreation:
     def _make_in_gateway(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
         started = time.monotonic()
         try:
-            if not pending.user.is_known:
-                self._litellm.ensure_user(pending.user, deadline=deadline)
-                pending = _aged(pending, seconds=time.monotonic() - started)
+            self._prepare(pending, deadline=deadline)
+            pending = _aged(pending, seconds=time.monotonic() - started)
+        except GatewayRefused as refused:
+            self._give_up_refused(pending, refused, deadline=deadline)
+            raise
         except Unavailable as trouble:
             self._release(pending, trouble, may_still_happen=False)
             raise OperationPending from trouble
@@ -241,6 +242,14 @@ class KeyCreation:
         except Unavailable as trouble:
             self._release(pending, trouble, may_still_happen=_may_still_happen(trouble))
             raise OperationPending from trouble
+
+    def _prepare(self, pending: PendingCreate, *, deadline: Deadline) -> None:
+        """What has to be there in LiteLLM before the key. Raises GatewayRefused for a team that is not."""
+        if not pending.user.is_known:
+            self._litellm.ensure_user(pending.user, deadline=deadline)
+        team_id = pending.settings.lite_llm_team_id
+        if team_id is not None and not self._litellm.has_team(team_id, deadline=deadline):
+            raise GatewayRefused(status_answered=404, fields=["teamId"])
 
     def _generate(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
         self._litellm.generate(
@@ -378,6 +387,8 @@ def _undone(reason: str | None) -> ServiceError:
             return standing.inactive()
         case "notEntitled":
             return InvalidRequest("A subscription this key needs ended while the key was being created.")
+        case "notMember":
+            return InvalidRequest("The membership in this key's team ended while the key was being created.")
         case "past":
             return invalid([Violation("expiresAt", "must be in the future", "past")])
         case _:
@@ -414,6 +425,12 @@ def _sentence(rule: store.RuleViolation, *, model_access: Literal["subscription"
             return f"You do not have active subscriptions for the following models: {', '.join(rule.bound)}"
         case "notActive", _:
             return f"Cannot create API key for {rule.bound} subscription"
+        case "notMember", _:
+            return "teamId: there is no such team, or its money may not be spent by this user"
+        case "notLinked", _:
+            return "teamId: LiteLLM does not know this team yet. Ask an administrator"
+        case "notSelected", _:
+            return f"{rule.field}: must only name models that the key may use"
         case "keyLimit", _:
             return f"Maximum {rule.bound} active API keys allowed per user"
         case "maximum", "expiresAt":

@@ -166,5 +166,8 @@ def _listed(key: StoredKey) -> ListedKey:
         tpm_limit=or_unset(key.tpm_limit),
         rpm_limit=or_unset(key.rpm_limit),
         max_parallel_requests=or_unset(key.max_parallel_requests),
+        team_id=or_unset(key.team_id),
+        permissions=or_unset(key.permissions or None),
+        tags=or_unset(key.tags or None),
         spend_as_of=or_unset(key.last_sync_at and timestamp(key.last_sync_at)),
     )

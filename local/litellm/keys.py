@@ -163,6 +163,7 @@ class KeyRoutes:
         if alias is not None:
             await self._check_alias_is_free(alias, except_token=token)
         row = self._tables.live_key(token)
+        self._check_team(values.get("team_id"), row=row)
         moment = now().isoformat()
         row = row | _changes(values, row=row) | {"updated_at": moment, "settings_updated_at": moment}
         self._tables.save_key(row)
@@ -195,6 +196,16 @@ class KeyRoutes:
         await asyncio.sleep(0)
         if taken:
             raise refused(400, "another key has this key_alias", "bad_request_error", "key_alias")
+
+    def _check_team(self, team_id: str | None, *, row: Row) -> None:
+        """Only an update asks whether the team is there and the key's user in it, and only for another team."""
+        if team_id is None or team_id == row["team_id"]:
+            return
+        team = self._tables.teams.get(team_id)
+        if team is None:
+            raise refused_as_repr(404, "there is no such team", kind="auth_error", param="None")
+        if row["user_id"] not in [member["user_id"] for member in team["members_with_roles"]]:
+            raise refused(403, "the key's user is not in the team", "auth_error", "None")
 
     def _token_with_alias(self, alias: str) -> str:
         for token in self._tables.tokens_with_alias(alias):

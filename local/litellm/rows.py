@@ -10,7 +10,6 @@ from local.litellm.values import ROUTES_OF_KEY_TYPE
 
 KEPT_IN_METADATA = ("model_rpm_limit", "model_tpm_limit", "enforced_params", "tags", "guardrails")
 NEVER_SET = (
-    "team_id",
     "agent_id",
     "project_id",
     "organization_id",
@@ -55,6 +54,7 @@ def new_row(key: str, values: Row, *, created_by: str) -> Row:
         "aliases": values.get("aliases") or {},
         "config": values.get("config") or {},
         "user_id": values.get("user_id"),
+        "team_id": values.get("team_id"),
         "max_parallel_requests": values.get("max_parallel_requests"),
         "metadata": (values.get("metadata") or {}) | moved_into_metadata(values),
         "blocked": values.get("blocked"),

@@ -20,6 +20,10 @@ EVERYTHING: Row = {
     "rpmLimit": 20,
     "maxParallelRequests": 3,
     "metadata": {"team": "blue", "nested": {"n": 1.5, "list": [1, None, True]}},
+    "permissions": {"allowChatCompletions": True, "allowEmbeddings": False},
+    "tags": ["a", "b"],
+    "modelRpmLimit": {"gpt-4o": 5},
+    "modelTpmLimit": {"gpt-4o-mini": 500},
 }
 
 
@@ -79,13 +83,19 @@ class TestAnswer:
         assert known["max_parallel_requests"] == 3
         assert known["litellm_budget_table"]["soft_budget"] == 5
         assert sorted(known["models"]) == ["gpt-4o", "gpt-4o-mini"]
-        assert known["metadata"] == before["metadata"] | {"user": EVERYTHING["metadata"]}
+        assert known["metadata"] == before["metadata"] | {
+            "user": EVERYTHING["metadata"],
+            "tags": ["a", "b"],
+            "model_rpm_limit": {"gpt-4o": 5},
+            "model_tpm_limit": {"gpt-4o-mini": 500},
+        }
+        assert known["permissions"] == {"allow_chat_completions": True, "allow_embeddings": False}
         expires = datetime.fromisoformat(known["expires"])
         assert abs(expires - datetime(2031, 1, 1, tzinfo=UTC)) < timedelta(seconds=30)
         assert service.use(key["key"], model="gpt-4o-mini") == 200
 
     def test_shows_null_as_cleared(self, service: Service, alice: Person):
-        key = alice.has_key(**{name: value for name, value in EVERYTHING.items() if name != "modelIds"})
+        key = alice.has_key(**EVERYTHING)
         clearing = {name: None for name in EVERYTHING if name != "modelIds"}
 
         answer = alice.update(key["id"], clearing)
@@ -97,8 +107,9 @@ class TestAnswer:
         limits = ("max_budget", "budget_duration", "tpm_limit", "rpm_limit", "max_parallel_requests", "expires")
         assert [known[name] for name in limits] == [None] * 6
         assert known["litellm_budget_table"]["soft_budget"] is None
-        assert known["metadata"]["user"] == {}
-        assert known["models"] == ["gpt-4o"]
+        assert (known["metadata"].keys(), known["metadata"]["user"]) == ({"keyservice", "user"}, {})
+        assert known["permissions"] == {}
+        assert sorted(known["models"]) == ["gpt-4o", "gpt-4o-mini"]
 
     def test_to_nothing_is_the_key_as_it_was(self, service: Service, alice: Person):
         key = alice.has_key(name="same", maxBudget=5)
@@ -192,6 +203,12 @@ class TestRules:
             pytest.param({"tpmLimit": None}, [("tpmLimit", "required")], id="no limit of tokens"),
             pytest.param({"rpmLimit": 101}, [("rpmLimit", "maximum")], id="requests"),
             pytest.param({"expiresAt": None}, [("expiresAt", "required")], id="no end"),
+            pytest.param({"modelRpmLimit": {"gpt-4o": 101}}, [("modelRpmLimit", "maximum")], id="requests of a model"),
+            pytest.param(
+                {"modelIds": ["gpt-4o-mini"], "modelTpmLimit": {"gpt-4o": 1}},
+                [("modelTpmLimit", "notSelected")],
+                id="tokens of a model it has not",
+            ),
             pytest.param({"expiresAt": "2035-01-01T00:00:00Z"}, [("expiresAt", "maximum")], id="end too late"),
             pytest.param({"expiresAt": "2020-01-01T00:00:00Z"}, [("expiresAt", "past")], id="past"),
             pytest.param(
@@ -248,6 +265,10 @@ class TestRules:
             pytest.param({"budgetDuration": "fortnight"}, [("budgetDuration", "pattern")], id="unknown duration"),
             pytest.param({"name": "x" * 300}, [("name", "maxLength")], id="long name"),
             pytest.param({"subscriptionId": None}, [("subscriptionId", "additionalProperties")], id="subscription"),
+            pytest.param({"teamId": "t"}, [("teamId", "additionalProperties")], id="team"),
+            pytest.param(
+                {"permissions": {"fly": True}}, [("permissions.fly", "additionalProperties")], id="permission"
+            ),
             pytest.param({"colour": "red"}, [("colour", "additionalProperties")], id="unknown field"),
         ],
     )

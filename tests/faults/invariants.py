@@ -230,6 +230,11 @@ def _differences(row: Row, key: Row) -> Iterator[str]:
         yield f"{key_id} is active, LiteLLM blocks it"
     if sorted(key["models"]) != sorted(row["models"]):
         yield f"{key_id} has the models {row['models']}, in LiteLLM {key['models']}"
+    if key["team_id"] != row["lite_llm_team_id"] or (key["metadata"].get("tags") or []) != (row["tags"] or []):
+        yield f"{key_id} has the team {row['lite_llm_team_id']} and the tags {row['tags']}, in LiteLLM others"
+    for name in ("model_rpm_limit", "model_tpm_limit"):
+        if (key["metadata"].get(name) or {}) != (row[name] or {}):
+            yield f"{key_id} has {name} {row[name]}, in LiteLLM {key['metadata'].get(name)}"
     if key["user_id"] != str(row["user_id"]) or key["key_alias"] != row["litellm_key_alias"]:
         yield f"{key_id} belongs to somebody else in LiteLLM, or bears another alias"
     if key["metadata"].get("user", {}) != (row["metadata"] or {}):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from threading import Barrier
 from types import TracebackType
 from typing import Any, LiteralString, Self
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import psycopg
@@ -299,6 +299,21 @@ class Service:
             )
             self.rows("INSERT INTO subscriptions (user_id, model_id) VALUES (%s, %s)", [user_id, model])
         return user_id
+
+    def make_team(self, *members: str, role: str = "member", gateway_id: str | None = None) -> UUID:
+        """The id of a team in LiteMaaS, and in LiteLLM, where its id is another unless given."""
+        lite_llm_team_id = f"team-{uuid4()}" if gateway_id is None else gateway_id
+        if gateway_id is None:
+            assert self._ask("POST", "/team/new", body={"team_id": lite_llm_team_id}).status_code == 200
+        team_id: UUID = self.value(
+            "INSERT INTO teams (name, lite_llm_team_id) VALUES ('blue', %s) RETURNING id", [lite_llm_team_id]
+        )
+        for name in members:
+            self.rows(
+                "INSERT INTO team_members (team_id, user_id, role) SELECT %s, id, %s FROM users WHERE oauth_id = %s",
+                [team_id, role, name],
+            )
+        return team_id
 
     def let_time_pass(self) -> None:
         """As if an hour had gone by: leases have run out, what waits is due, lost requests can no longer come true."""

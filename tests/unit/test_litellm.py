@@ -88,6 +88,11 @@ class TestGenerate:
                 rpm_limit=7,
                 max_parallel_requests=2,
                 metadata={"team": "blue"},
+                lite_llm_team_id="team-1",
+                permissions={"allowChatCompletions": True, "allowCompletions": False, "allowEmbeddings": False},
+                tags=["prod"],
+                model_rpm_limit={"o3": 1},
+                model_tpm_limit={"gpt-4o": 100},
             ),
         )
 
@@ -102,7 +107,12 @@ class TestGenerate:
             "metadata": {
                 "keyservice": {"mark": "lmk-0123456789ab", "api_key_id": "3f2504e0-4f89-41d3-9a0c-0305e82c3301"},
                 "user": {"team": "blue"},
+                "tags": ["prod"],
             },
+            "team_id": "team-1",
+            "permissions": {"allow_chat_completions": True, "allow_completions": False, "allow_embeddings": False},
+            "model_rpm_limit": {"o3": 1},
+            "model_tpm_limit": {"gpt-4o": 100},
             "duration": "3600s",
             "max_budget": 5.25,
             "soft_budget": 4.0,
@@ -518,7 +528,7 @@ FOUND = GatewayKey(
     models=["o3"],
     budget_duration="30d",
     soft_budget=2.0,
-    metadata={"keyservice": {"mark": "lmk-0123456789ab"}, "user": {"a": 1}, "of others": 1},
+    metadata={"keyservice": {"mark": "lmk-0123456789ab"}, "user": {"a": 1}, "tags": ["old"], "of others": 1},
 )
 
 
@@ -533,7 +543,14 @@ class TestUpdate:
 
         self.update(
             litellm,
-            KeySettings(models=["gpt-4o"], rpm_limit=7, budget_duration="yearly", metadata={"b": 2}),
+            KeySettings(
+                models=["gpt-4o"],
+                rpm_limit=7,
+                budget_duration="yearly",
+                metadata={"b": 2},
+                permissions={"allowEmbeddings": False},
+                model_rpm_limit={"gpt-4o": 1},
+            ),
             remaining_seconds=60,
         )
 
@@ -548,6 +565,10 @@ class TestUpdate:
             "tpm_limit": None,
             "rpm_limit": 7,
             "max_parallel_requests": None,
+            "team_id": None,
+            "permissions": {"allow_embeddings": False},
+            "model_rpm_limit": {"gpt-4o": 1},
+            "model_tpm_limit": None,
             "metadata": {"keyservice": {"mark": "lmk-0123456789ab"}, "user": {"b": 2}, "of others": 1},
             "duration": "60s",
         }
@@ -676,6 +697,58 @@ class TestConform:
             self.conform(litellm)
         with pytest.raises(GatewayUnavailable):
             self.conform(litellm)
+
+
+class TestTeam:
+    @pytest.mark.parametrize(
+        ("status", "body", "is_there"), [(200, {"team_id": "t"}, True), (404, own_error(404), False)]
+    )
+    def test_is_there_or_not(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any, is_there: Any):
+        scripted.will_answer(status, body)
+
+        assert litellm.has_team("t", deadline=Deadline(5)) is is_there
+        assert scripted.asked[0].path == "/team/info?team_id=t"
+
+    def test_that_a_proxy_in_between_does_not_find_is_trouble(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(404, {"message": "no such page"})
+
+        with pytest.raises(GatewayUnavailable):
+            litellm.has_team("t", deadline=Deadline(5))
+
+
+class TestDifferences:
+    @pytest.mark.parametrize(
+        ("key", "name"),
+        [
+            ({"team_id": "another"}, "team_id"),
+            ({"team_id": None}, "team_id"),
+            ({"permissions": {}}, "permissions"),
+            ({"metadata": {"model_rpm_limit": {"o3": 1}, "model_tpm_limit": {"o3": 3}}}, "tags"),
+            (
+                {"metadata": {"model_rpm_limit": {"o3": 9}, "model_tpm_limit": {"o3": 3}, "tags": ["a"]}},
+                "model_rpm_limit",
+            ),
+            ({"metadata": {"model_rpm_limit": {"o3": 1}, "tags": ["a"]}}, "model_tpm_limit"),
+        ],
+    )
+    def test_name_each_field_that_litellm_keeps_elsewhere(self, key: dict[str, Any], name: str):
+        settings = KeySettings(
+            models=["o3"],
+            lite_llm_team_id="team-1",
+            permissions={"allowEmbeddings": False},
+            tags=["a"],
+            model_rpm_limit={"o3": 1},
+            model_tpm_limit={"o3": 3},
+        )
+        same: dict[str, Any] = {
+            "models": ["o3"],
+            "team_id": "team-1",
+            "permissions": {"allow_embeddings": False},
+            "metadata": {"model_rpm_limit": {"o3": 1}, "model_tpm_limit": {"o3": 3}, "tags": ["a"], "user": {}},
+        }
+
+        assert GatewayKey(token="t", **same).differences(settings) == []
+        assert GatewayKey(token="t", **(same | key)).differences(settings) == [name]
 
 
 class TestKeyList:

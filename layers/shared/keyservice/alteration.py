@@ -217,16 +217,22 @@ def _known_id(api_key_id: str) -> uuid.UUID:
     return key_id
 
 
+# What cleared means where it is not null.
+_EMPTY: dict[str, Any] = {"metadata": {}, "permissions": {}, "tags": [], "model_rpm_limit": {}, "model_tpm_limit": {}}
+
+
 def _by_column(wanted: KeyChanges) -> dict[str, Any]:
     """What is to change, by the columns of the row, in the very words of key_settings: equal values are equal texts."""
-    given = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not UNSET}
+    given: dict[str, Any] = {
+        name: _EMPTY.get(name) if value is None else value
+        for name, value in msgspec.structs.asdict(wanted).items()
+        if value is not UNSET
+    }
     if "model_ids" in given:
         given["models"] = given.pop("model_ids")
     if given.get("expires_at") is not None:
         given["expires_at"] = given["expires_at"].astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    if "metadata" in given:
-        given["metadata"] = given["metadata"] or {}
-    return given
+    return msgspec.to_builtins(given)
 
 
 def _entity_tags(if_match: str) -> list[str] | None:

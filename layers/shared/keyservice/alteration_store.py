@@ -240,6 +240,11 @@ not_entitled AS (
     FROM unnest(%(model_ids)s::text[]) WITH ORDINALITY AS m (model_id, position)
     WHERE m.model_id NOT IN (SELECT model_id FROM entitled)
 ),
+limited AS (
+    SELECT * FROM (VALUES
+        (10, 'modelRpmLimit', 'model_rpm_limit', 'rpmLimit'), (11, 'modelTpmLimit', 'model_tpm_limit', 'tpmLimit')
+    ) AS limited (position, field, name, bounding)
+),
 ends AS (
     SELECT
         wanted.changes ? 'expires_at' AS is_given, (wanted.settings ->> 'expires_at')::timestamptz AS at,
@@ -276,6 +281,20 @@ broken AS (
         SELECT 9, 'expiresAt', 'required', maximums -> 'expirationDays',
             ends.is_given AND ends.at IS NULL AND ends.longest IS NOT NULL
         FROM ends, configured
+        UNION ALL
+        SELECT limited.position, limited.field, 'maximum', configured.maximums -> limited.bounding,
+            wanted.changes ? limited.name AND EXISTS (
+                SELECT FROM jsonb_each_text(wanted.settings -> limited.name) AS l
+                WHERE l.value::numeric > (configured.maximums ->> limited.bounding)::numeric
+            )
+        FROM wanted, configured, limited
+        UNION ALL
+        SELECT limited.position + 2, limited.field, 'notSelected', NULL,
+            wanted.changes ?| ARRAY['models', limited.name] AND EXISTS (
+                SELECT FROM jsonb_object_keys(wanted.settings -> limited.name) AS m (model_id)
+                WHERE NOT wanted.settings -> 'models' ? m.model_id
+            )
+        FROM wanted, limited
     ) AS rule (position, field, code, bound, is_broken)
     WHERE is_broken
 ),
@@ -444,11 +463,12 @@ changed AS (
     UPDATE api_keys AS k
     SET (
             name, expires_at, max_budget, soft_budget, budget_duration, tpm_limit, rpm_limit, max_parallel_requests, metadata,
-            current_spend
+            permissions, tags, model_rpm_limit, model_tpm_limit, current_spend
         ) = (
             SELECT
                 n.name, n.expires_at, n.max_budget, n.soft_budget, n.budget_duration, n.tpm_limit, n.rpm_limit,
-                n.max_parallel_requests, n.metadata, n.current_spend
+                n.max_parallel_requests, n.metadata, n.permissions, n.tags, n.model_rpm_limit, n.model_tpm_limit,
+                n.current_spend
             FROM jsonb_populate_record(k, gate.request -> 'new') AS n
         ),
         -- A page of spend that LiteLLM was asked for before is older than this.

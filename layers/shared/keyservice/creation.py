@@ -208,8 +208,7 @@ class KeyCreation:
                 raise GatewayUnavailable("the key expired before LiteLLM confirmed it", may_still_happen=False)
             found = self._litellm.find(pending.token_hash, deadline=deadline)
             if found is None:
-                if not pending.user.is_known:
-                    self._litellm.ensure_user(pending.user, deadline=deadline)
+                self._prepare(pending, deadline=deadline)
                 self._generate(pending, derived, deadline=deadline)
                 found = self._litellm.find(pending.token_hash, deadline=deadline)
             if found is None:
@@ -228,9 +227,11 @@ class KeyCreation:
     def _make_in_gateway(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
         started = time.monotonic()
         try:
-            if not pending.user.is_known:
-                self._litellm.ensure_user(pending.user, deadline=deadline)
-                pending = _aged(pending, seconds=time.monotonic() - started)
+            self._prepare(pending, deadline=deadline)
+            pending = _aged(pending, seconds=time.monotonic() - started)
+        except GatewayRefused as refused:
+            self._give_up_refused(pending, refused, deadline=deadline)
+            raise
         except Unavailable as trouble:
             self._release(pending, trouble, may_still_happen=False)
             raise OperationPending from trouble
@@ -242,6 +243,14 @@ class KeyCreation:
         except Unavailable as trouble:
             self._release(pending, trouble, may_still_happen=_may_still_happen(trouble))
             raise OperationPending from trouble
+
+    def _prepare(self, pending: PendingCreate, *, deadline: Deadline) -> None:
+        """What has to be there in LiteLLM before the key. Raises GatewayRefused for a team that is not."""
+        if not pending.user.is_known:
+            self._litellm.ensure_user(pending.user, deadline=deadline)
+        team_id = pending.settings.lite_llm_team_id
+        if team_id is not None and not self._litellm.has_team(team_id, deadline=deadline):
+            raise GatewayRefused(status_answered=404, fields=["teamId"])
 
     def _generate(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
         self._litellm.generate(
@@ -375,6 +384,8 @@ def _undone(reason: str | None) -> ServiceError:
             return standing.inactive()
         case "notEntitled":
             return InvalidRequest("A subscription this key needs ended while the key was being created.")
+        case "notMember":
+            return InvalidRequest("The membership in this key's team ended while the key was being created.")
         case "past":
             return invalid([Violation("expiresAt", "must be in the future", "past")])
         case _:

@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import msgspec
 
 from keyservice.errors import InvalidRequest, UnsupportedSetting, Violation
 
-# LiteMaaS's create takes these too; until LiteLLM can be told to enforce them they are refused, never dropped.
-_UNSUPPORTED = frozenset(
-    {"teamId", "permissions", "tags", "guardrails", "modelMaxBudget", "modelRpmLimit", "modelTpmLimit"}
-)
+# LiteMaaS's create takes these too. LiteLLM 1.106.0 enforces neither without a licence (a key with guardrails in its
+# metadata is made, and then refused every call), so they are refused and never dropped.
+_UNSUPPORTED = frozenset({"guardrails", "modelMaxBudget"})
 
 # How msgspec 0.22 words what is wrong -> the code that LiteMaaS (AJV) gives for the same mistake.
 _CODES = (
@@ -36,10 +36,13 @@ def decode_object[T: msgspec.Struct](body: bytes, shape: type[T]) -> T:
     """
     fields = {field.encode_name for field in msgspec.structs.fields(shape)}
     given = _decode_json_object(body)
-    unsupported = sorted(name for name in _UNSUPPORTED - fields if given.get(name) is not None)
+    unsupported = sorted(name for name in _UNSUPPORTED - fields if given.get(name) not in (None, [], {}))
     violations: list[Violation] = []
     decoded = _decode_fields(
-        {name: value for name, value in given.items() if name not in unsupported}, shape, path="", violations=violations
+        {name: value for name, value in given.items() if name not in _UNSUPPORTED - fields},
+        shape,
+        path="",
+        violations=violations,
     )
     if violations or decoded is None:
         raise invalid(violations)
@@ -89,7 +92,9 @@ def _decode_fields[T: msgspec.Struct](
 
 
 def _struct(kind: Any) -> type[msgspec.Struct] | None:
-    return kind if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else None
+    """Also of an optional one."""
+    kinds: tuple[Any, ...] = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return next((part for part in kinds if isinstance(part, type) and issubclass(part, msgspec.Struct)), None)
 
 
 def invalid(violations: Iterable[Violation]) -> InvalidRequest:

@@ -20,6 +20,9 @@ class RuleViolation(msgspec.Struct, frozen=True):
         "notFound",
         "notActive",
         "notEntitled",
+        "notSelected",
+        "notMember",
+        "notLinked",
         "maximum",
         "past",
         "tooFar",
@@ -84,6 +87,12 @@ def _sentence(rule: RuleViolation, *, model_access: Literal["subscription", "any
             return f"You do not have active subscriptions for the following models: {', '.join(rule.bound)}"
         case "notActive", _:
             return f"Cannot create API key for {rule.bound} subscription"
+        case "notMember", _:
+            return "teamId: there is no such team, or its money may not be spent by this user"
+        case "notLinked", _:
+            return "teamId: LiteLLM does not know this team yet. Ask an administrator"
+        case "notSelected", _:
+            return f"{rule.field}: must only name models that the key may use"
         case "keyLimit", _:
             return f"Maximum {rule.bound} active API keys allowed per user"
         case "maximum", "expiresAt":

@@ -15,7 +15,12 @@ SETTINGS: LiteralString = """jsonb_build_object(
         'tpm_limit', k.tpm_limit,
         'rpm_limit', k.rpm_limit,
         'max_parallel_requests', k.max_parallel_requests,
-        'metadata', CASE WHEN jsonb_typeof(k.metadata) = 'object' THEN k.metadata ELSE '{}' END
+        'metadata', CASE WHEN jsonb_typeof(k.metadata) = 'object' THEN k.metadata ELSE '{}' END,
+        'lite_llm_team_id', k.lite_llm_team_id,
+        'permissions', CASE WHEN jsonb_typeof(k.permissions) = 'object' THEN k.permissions ELSE '{}' END,
+        'tags', coalesce(array_remove(k.tags, NULL), '{}'),
+        'model_rpm_limit', CASE WHEN jsonb_typeof(k.model_rpm_limit) = 'object' THEN k.model_rpm_limit ELSE '{}' END,
+        'model_tpm_limit', CASE WHEN jsonb_typeof(k.model_tpm_limit) = 'object' THEN k.model_tpm_limit ELSE '{}' END
     )"""
 
 # Of the same row, the value of the header ETag: of what its owner, a rotation or a revocation changes. Not updated_at, which

@@ -39,6 +39,9 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     tpm_limit: int | None
     rpm_limit: int | None
     max_parallel_requests: int | None
+    team_id: UUID | None
+    permissions: dict[str, Any] | None
+    tags: list[str] | None
     last_sync_at: datetime | None
     entity_tag: str = ""
     """Only of a key that is shown alone."""
@@ -102,7 +105,8 @@ _COLUMNS: LiteralString = """k.id, k.user_id, k.key_prefix, k.status, k.name, k.
     CASE WHEN isfinite(k.last_used_at) THEN k.last_used_at END AS last_used_at,
     CASE WHEN isfinite(k.expires_at) THEN k.expires_at END AS expires_at,
     k.max_budget::float8 AS max_budget, k.soft_budget::float8 AS soft_budget, k.tpm_limit, k.rpm_limit,
-    k.max_parallel_requests,
+    k.max_parallel_requests, k.team_id, array_remove(k.tags, NULL) AS tags,
+    CASE WHEN jsonb_typeof(k.permissions) = 'object' THEN k.permissions END AS permissions,
     -- A row that has not changed is not written: all of them were found as they are by the last complete round.
     CASE WHEN k.last_sync_at IS NOT NULL AND k.is_active AND k.revoked_at IS NULL
         THEN greatest(k.last_sync_at, (SELECT complete_as_of FROM keyservice_spend_sync))
@@ -293,5 +297,8 @@ def listed(key: StoredKey) -> ListedKey:
         tpm_limit=or_unset(key.tpm_limit),
         rpm_limit=or_unset(key.rpm_limit),
         max_parallel_requests=or_unset(key.max_parallel_requests),
+        team_id=or_unset(key.team_id),
+        permissions=or_unset(key.permissions or None),
+        tags=or_unset(key.tags or None),
         spend_as_of=or_unset(key.last_sync_at and timestamp(key.last_sync_at)),
     )

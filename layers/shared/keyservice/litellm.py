@@ -35,7 +35,18 @@ _LITELLM_FIELDS = {
     "duration": "expiresAt",
     "models": "modelIds",
     "metadata": "metadata",
+    "team_id": "teamId",
+    "permissions": "permissions",
+    "model_rpm_limit": "modelRpmLimit",
+    "model_tpm_limit": "modelTpmLimit",
 }
+_PERMISSIONS = {
+    "allowChatCompletions": "allow_chat_completions",
+    "allowCompletions": "allow_completions",
+    "allowEmbeddings": "allow_embeddings",
+}
+# Of a key's metadata: what the settings say, where LiteLLM keeps it.
+_SET_IN_METADATA = ("user", "tags", "model_rpm_limit", "model_tpm_limit")
 _TIMED_OUT = (408, 499)  # somebody stopped waiting, which says nothing about the work
 _FIELD_NAMES = re.compile(rf"\b({'|'.join(_LITELLM_FIELDS)})\b")
 
@@ -54,6 +65,8 @@ class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
     expires: datetime | None = None
     blocked: bool | None = None
     metadata: dict[str, Any] = {}
+    team_id: str | None = None
+    permissions: dict[str, Any] = {}
     soft_budget: float | None = None
     """Only /key/info tells it."""
 
@@ -68,8 +81,9 @@ class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
     def differences(self, settings: KeySettings) -> list[str]:
         """LiteLLM's names of what is not as the settings say. `expires` may be some seconds off: LiteLLM counts from
         the moment it reads the request. The soft budget is not among what LiteLLM tells."""
-        wanted = _limits(settings) | {"models": sorted(settings.models)}
-        actual = msgspec.structs.asdict(self) | {"models": sorted(self.models)}
+        wanted = _limits(settings) | {"models": sorted(settings.models), "tags": settings.tags or None}
+        kept = {name: self.metadata.get(name) or None for name in ("tags", "model_rpm_limit", "model_tpm_limit")}
+        actual = msgspec.structs.asdict(self) | kept | {"models": sorted(self.models)}
         differing = [name for name, value in wanted.items() if actual[name] != value]
         if (self.expires is None) != (settings.expires_at is None) or (
             self.expires is not None
@@ -176,10 +190,10 @@ class LiteLLM:
                 "key_alias": alias,
                 "key_type": "llm_api",
                 "user_id": str(user_id),
-                **_limits(settings),
+                **{name: value for name, value in _limits(settings).items() if value != {}},
                 "metadata": {
                     "keyservice": {"mark": mark, "api_key_id": str(api_key_id)},
-                    "user": settings.metadata,
+                    **_metadata(settings),
                 },
                 "duration": None if remaining_seconds is None else f"{remaining_seconds}s",
                 "soft_budget": settings.soft_budget,
@@ -223,10 +237,11 @@ class LiteLLM:
         What others keep in its metadata stays: LiteLLM replaces metadata as a whole. A budget's window is only sent when it
         changes: LiteLLM would begin it anew. Raises GatewayRefused when LiteLLM answered that it will not.
         """
+        others = {name: value for name, value in found.metadata.items() if name not in _SET_IN_METADATA}
         body = {
             "key": found.token,
             **_limits(settings),
-            "metadata": {**found.metadata, "user": settings.metadata},
+            "metadata": others | _metadata(settings),
             "soft_budget": settings.soft_budget,
             # null clears a limit; of `duration` it is "-1" that means never.
             "duration": "-1" if remaining_seconds is None else f"{remaining_seconds}s",
@@ -262,6 +277,9 @@ class LiteLLM:
         found = self.find(token_hash, deadline=deadline)
         if found is None:
             return False
+        if "keyservice" not in found.metadata:
+            # What LiteMaaS wrote into a key of its own and not into the row stays.
+            settings = msgspec.structs.replace(settings, lite_llm_team_id=found.team_id)
         if not found.deviates_by(settings):
             return True
         try:
@@ -305,6 +323,13 @@ class LiteLLM:
             if is_named or not _is_our_trouble(answer):
                 raise GatewayRefused(status_answered=answer.status_code, fields=fields)
         raise _trouble("key/update", answer)
+
+    def has_team(self, team_id: str, *, deadline: Deadline) -> bool:
+        """Asked before a key is made for the team: LiteLLM takes any, and a key of a missing team works for nothing."""
+        answer = self._call("GET", "/team/info", query={"team_id": team_id}, deadline=deadline)
+        if answer.status_code != 200 and not _is_own_error(answer, 404):
+            raise _trouble("team/info", answer)
+        return answer.status_code == 200
 
     def list_keys(
         self, *, mark: str, page: int, deadline: Deadline, order: Literal["by hash", "newest first"] = "by hash"
@@ -554,7 +579,17 @@ def _limits(settings: KeySettings) -> dict[str, Any]:
         "tpm_limit": settings.tpm_limit,
         "rpm_limit": settings.rpm_limit,
         "max_parallel_requests": settings.max_parallel_requests,
+        "team_id": settings.lite_llm_team_id,
+        "permissions": {_PERMISSIONS.get(name, name): value for name, value in settings.permissions.items()},
+        # Null does not clear these: they go when the metadata they are part of is replaced.
+        "model_rpm_limit": settings.model_rpm_limit or None,
+        "model_tpm_limit": settings.model_tpm_limit or None,
     }
+
+
+def _metadata(settings: KeySettings) -> dict[str, Any]:
+    """LiteLLM counts spend by the tags of a key's metadata; as a field of their own they need a licence."""
+    return {"user": settings.metadata, **({"tags": settings.tags} if settings.tags else {})}
 
 
 def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:

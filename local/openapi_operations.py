@@ -17,10 +17,12 @@ from keyservice.audit_trail import parse_audit_query
 from keyservice.errors import (
     Gone,
     IdempotencyKeyReused,
+    InvalidRequest,
     NotFound,
     OperationInProgress,
     OperationOver,
     OperationSuperseded,
+    PreconditionFailed,
     ServiceError,
 )
 from keyservice.health import Health
@@ -32,6 +34,7 @@ from keyservice.models import (
     DefaultSettings,
     DeletedKey,
     IssuedKey,
+    KeyChanges,
     KeyDefaults,
     KeyPage,
     KeyStatistics,
@@ -44,6 +47,7 @@ from keyservice.models import (
     OperationPage,
     Pagination,
     PendingDeletion,
+    ResetSpend,
     RetriedOperation,
     ValidatedKey,
 )
@@ -112,6 +116,7 @@ REQUEST_HEADERS: Mapping[str, Schema] = {
         "pattern": "^[!-~]([ -~]*[!-~])?$",
         "description": "For 24 hours the same key and body give the same answer and make nothing new.",
     },
+    "If-Match": {"type": "string", "description": "An ETag: 412 when the key has changed since."},
     "If-None-Match": {"type": "string", "description": "An ETag of an earlier answer."},
     "X-Request-Id": {"type": "string", "description": "Comes back in the answer and stands in log and audit record."},
     "X-Correlation-Id": {"type": "string", "description": "A UUID of version 4, which comes back in the answer."},
@@ -173,6 +178,10 @@ RECORD = AuditRecord(
     metadata={"name": "Research", "keyPrefix": "sk-lmk_3fK9"},
 )
 
+CHANGES = KeyChanges(name="Renamed", rpm_limit=120)
+CHANGED = Answer(description="The key as it is now, which LiteLLM has stored.", body=KEY, headers=("ETag",))
+CHANGE_ERRORS = (OperationInProgress, OperationSuperseded, PreconditionFailed)
+
 # By the names of the files in functions/.
 OPERATIONS: Mapping[str, Operation] = {
     "create_api_key": Operation(
@@ -231,6 +240,27 @@ OPERATIONS: Mapping[str, Operation] = {
             ),
         },
     ),
+    "update_api_key": Operation(
+        tag="Keys",
+        summary="Change an own key",
+        description="What is left out stays as it is, null clears.",
+        body=CHANGES,
+        headers=("If-Match",),
+        answers={200: CHANGED},
+        errors=CHANGE_ERRORS,
+    ),
+    "reset_spend": Operation(
+        tag="Keys",
+        summary="Count the key's spend from nothing again",
+        description="For administrators, and for owners where the stack lets them.",
+        answers={
+            200: Answer(
+                description="LiteLLM has stored it.",
+                body=ResetSpend(id=KEY_ID, current_spend=0.0, reset_at="2026-11-22T13:00:00.000Z"),
+            )
+        },
+        errors=(InvalidRequest, OperationInProgress, OperationSuperseded),
+    ),
     "get_api_key_stats": Operation(
         tag="Keys",
         summary="Count own keys",
@@ -258,6 +288,15 @@ OPERATIONS: Mapping[str, Operation] = {
         summary="List a user's keys, newest first",
         query=parse_list_query,
         answers={200: Answer(description="A page.", body=KEYS)},
+    ),
+    "update_user_api_key": Operation(
+        tag="Administration",
+        summary="Change a user's key",
+        description="What is left out stays as it is, null clears.",
+        body=CHANGES,
+        headers=("If-Match",),
+        answers={200: CHANGED},
+        errors=CHANGE_ERRORS,
     ),
     "get_key_defaults": Operation(
         tag="Settings",

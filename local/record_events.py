@@ -64,6 +64,21 @@ CALLS = {
     "create_api_key": Call(method="POST", path=KEYS, body=NEW_KEY, headers=JSON, status=201),
     "list_api_keys": Call(method="GET", path=KEYS),
     "delete_api_key": Call(method="DELETE", path=f"{KEYS}/{KEY_ID}", status=404),
+    "update_api_key": Call(
+        method="PATCH",
+        path=f"{KEYS}/{KEY_ID}",
+        body=b'{"name": "Renamed", "maxBudget": null}',
+        headers={**JSON, "if-match": '"5d41402abc4b2a76b9719d911017c592"'},
+        status=404,
+    ),
+    "update_user_api_key": Call(
+        method="PATCH",
+        path=f"{ADMIN}/users/{SUBJECT}/api-keys/{KEY_ID}",
+        body=b'{"rpmLimit": 10}',
+        headers=JSON,
+        status=404,
+    ),
+    "reset_spend": Call(method="POST", path=f"{KEYS}/{KEY_ID}/reset-spend", status=404),
     "get_api_key": Call(method="GET", path=f"{KEYS}/{KEY_ID}", status=404),
     "get_api_key_stats": Call(method="GET", path=f"{KEYS}/stats"),
     "validate_api_key": Call(

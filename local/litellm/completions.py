@@ -9,7 +9,7 @@ from typing import Any
 
 from local.litellm.access import Call
 from local.litellm.durations import now
-from local.litellm.refusals import Row, refused
+from local.litellm.refusals import Row, refused, refused_as_repr
 from local.litellm.tables import Tables
 
 COMPLETION_TOKENS = 20
@@ -46,7 +46,7 @@ class ModelRoutes:
     def __init__(self, tables: Tables, *, models: list[str]) -> None:
         self._tables = tables
         self._models = models
-        self._moments_of_token: defaultdict[str, deque[float]] = defaultdict(deque)
+        self._moments: defaultdict[str, deque[float]] = defaultdict(deque)
 
     async def list_models(self, call: Call) -> Row:
         models = [{"id": model, "object": "model", "owned_by": "openai"} for model in self._models_of(call)]
@@ -58,8 +58,12 @@ class ModelRoutes:
     async def complete(self, call: Call) -> Row:
         body = await call.body()
         model = body.get("model")
+        if call.key is not None:
+            self._check_team(call.key)
+            _check_guardrails(call.key)
         self._check_model(call, model)
-        self._check_rate(call)
+        if call.key is not None:
+            self._check_rate(call.key, str(model))
         prompt_tokens = 7 + len(str(body.get("messages")).split())
         row = self._tables.keys.get(call.key["token"]) if call.key else None
         if row is not None:
@@ -91,17 +95,33 @@ class ModelRoutes:
         if model not in self._models:
             raise refused(400, "there is no such model", "invalid_request_error")
 
-    def _check_rate(self, call: Call) -> None:
-        if call.key is None or call.key["rpm_limit"] is None:
-            return
-        moments = self._moments_of_token[call.key["token"]]
-        while moments and moments[0] < time.monotonic() - RATE_WINDOW_SECONDS:
-            moments.popleft()
-        if len(moments) >= call.key["rpm_limit"]:
-            refusal = refused(429, "the key's requests of this minute are used up", "throttling_error")
-            refusal.headers = {"retry-after": str(RATE_WINDOW_SECONDS), "rate_limit_type": "requests"}
-            raise refusal
-        moments.append(time.monotonic())
+    def _check_team(self, key: Row) -> None:
+        """The trap: a key is made for any team, and of a missing one it works for nothing."""
+        if key["team_id"] is not None and key["team_id"] not in self._tables.teams:
+            raise refused_as_repr(404, "there is no such team", kind="auth_error", param="None")
+
+    def _check_rate(self, key: Row, model: str) -> None:
+        per_model: Row = key["metadata"].get("model_rpm_limit") or {}
+        limits: dict[str, int | None] = {
+            key["token"]: key["rpm_limit"],
+            f"{key['token']}:{model}": per_model.get(model),
+        }
+        for counted, limit in limits.items():
+            moments = self._moments[counted]
+            while moments and moments[0] < time.monotonic() - RATE_WINDOW_SECONDS:
+                moments.popleft()
+            if limit is not None and len(moments) >= limit:
+                refusal = refused(429, "the key's requests of this minute are used up", "throttling_error")
+                refusal.headers = {"retry-after": str(RATE_WINDOW_SECONDS), "rate_limit_type": "requests"}
+                raise refusal
+        for counted in limits:
+            self._moments[counted].append(time.monotonic())
+
+
+def _check_guardrails(key: Row) -> None:
+    """The trap: in a key's metadata they need no licence to be set, and one for every call."""
+    if key["metadata"].get("guardrails"):
+        raise refused(403, "guardrails need an enterprise licence", "auth_error", "None")
 
 
 def _model_info(name: str) -> Row:

@@ -17,7 +17,7 @@ from local.litellm.refusals import (
     refused_as_repr,
     refused_with_detail,
 )
-from local.litellm.rows import moved_into_metadata, new_row, status_of, token_of, with_z, without_token
+from local.litellm.rows import budget_table, moved_into_metadata, new_row, status_of, token_of, with_z, without_token
 from local.litellm.tables import Tables
 from local.litellm.values import (
     KEY_FIELDS,
@@ -140,7 +140,10 @@ class KeyRoutes:
         rows = self._selected(query, substring=flags.get("substring_matching", False))
         shown = rows[(page - 1) * size : page * size]
         return {
-            "keys": [with_z(row) if flags.get("return_full_object") else row["token"] for row in shown],
+            "keys": [
+                with_z(row | {"litellm_budget_table": None}) if flags.get("return_full_object") else row["token"]
+                for row in shown
+            ],
             "total_count": len(rows),
             "current_page": page,
             "total_pages": math.ceil(len(rows) / size),
@@ -160,10 +163,11 @@ class KeyRoutes:
         if alias is not None:
             await self._check_alias_is_free(alias, except_token=token)
         row = self._tables.live_key(token)
+        self._check_team(values.get("team_id"), row=row)
         moment = now().isoformat()
         row = row | _changes(values, row=row) | {"updated_at": moment, "settings_updated_at": moment}
         self._tables.save_key(row)
-        return row | {"key": key if key is not None else token}
+        return row | {"key": key if key is not None else token, "litellm_budget_table": None}
 
     async def block(self, call: Call) -> Row:
         return await self._set_blocked(call, blocked=True)
@@ -192,6 +196,16 @@ class KeyRoutes:
         await asyncio.sleep(0)
         if taken:
             raise refused(400, "another key has this key_alias", "bad_request_error", "key_alias")
+
+    def _check_team(self, team_id: str | None, *, row: Row) -> None:
+        """Only an update asks whether the team is there and the key's user in it, and only for another team."""
+        if team_id is None or team_id == row["team_id"]:
+            return
+        team = self._tables.teams.get(team_id)
+        if team is None:
+            raise refused_as_repr(404, "there is no such team", kind="auth_error", param="None")
+        if row["user_id"] not in [member["user_id"] for member in team["members_with_roles"]]:
+            raise refused(403, "the key's user is not in the team", "auth_error", "None")
 
     def _token_with_alias(self, alias: str) -> str:
         for token in self._tables.tokens_with_alias(alias):
@@ -266,6 +280,8 @@ def _changes(values: Row, *, row: Row) -> Row:
             changes["expires"] = None if duration in (None, "-1") else expiry_after(duration)
         except Unparsable as error:
             raise refused(400, str(error), "auth_error", "None") from error
+    if "soft_budget" in values and (row["litellm_budget_table"] or values["soft_budget"] is not None):
+        changes["litellm_budget_table"] = budget_table() | {"soft_budget": values["soft_budget"]}
     if moved := moved_into_metadata(values):
         changes["metadata"] = (changes.get("metadata", row["metadata"]) or {}) | moved
     return changes

@@ -10,14 +10,12 @@ from local.litellm.values import ROUTES_OF_KEY_TYPE
 
 KEPT_IN_METADATA = ("model_rpm_limit", "model_tpm_limit", "enforced_params", "tags", "guardrails")
 NEVER_SET = (
-    "team_id",
     "agent_id",
     "project_id",
     "organization_id",
     "tpd_limit",
     "budget_limits",
     "object_permission",
-    "litellm_budget_table",
     "last_active",
     "settings_updated_at",
 )
@@ -56,6 +54,7 @@ def new_row(key: str, values: Row, *, created_by: str) -> Row:
         "aliases": values.get("aliases") or {},
         "config": values.get("config") or {},
         "user_id": values.get("user_id"),
+        "team_id": values.get("team_id"),
         "max_parallel_requests": values.get("max_parallel_requests"),
         "metadata": (values.get("metadata") or {}) | moved_into_metadata(values),
         "blocked": values.get("blocked"),
@@ -68,6 +67,9 @@ def new_row(key: str, values: Row, *, created_by: str) -> Row:
         "allowed_routes": values.get("allowed_routes") or ROUTES_OF_KEY_TYPE[key_type or "default"],
         "key_type": key_type,
         "permissions": values.get("permissions") or {},
+        "litellm_budget_table": (
+            None if values.get("soft_budget") is None else budget_table() | {"soft_budget": values["soft_budget"]}
+        ),
         "model_max_budget": {},
         "model_spend": {},
         "created_at": created_at,
@@ -80,6 +82,11 @@ def new_row(key: str, values: Row, *, created_by: str) -> Row:
 
 def moved_into_metadata(values: Row) -> Row:
     return {name: values[name] for name in KEPT_IN_METADATA if values.get(name) is not None}
+
+
+def budget_table() -> Row:
+    """Where LiteLLM keeps a key's soft budget; it shows it in /key/info, and after generate, alone."""
+    return {"soft_budget": None, "max_budget": None}
 
 
 def without_token(row: Row) -> Row:

@@ -13,6 +13,7 @@ from local.litellm.completions import ModelRoutes
 from local.litellm.keys import KeyRoutes
 from local.litellm.refusals import Refused, Row, Unhandled
 from local.litellm.tables import Tables
+from local.litellm.teams import TeamRoutes
 from local.litellm.users import UserRoutes
 
 type Operation = Callable[[Call], Awaitable[Row]]
@@ -22,6 +23,7 @@ def application(*, master_key: str, models: list[str], state_path: str | None = 
     tables = Tables(state_path=state_path)
     keys = KeyRoutes(tables)
     users = UserRoutes(tables, keys=keys)
+    teams = TeamRoutes(tables)
     completions = ModelRoutes(tables, models=models)
 
     def route(method: str, path: str, operation: Operation) -> Route:
@@ -47,6 +49,8 @@ def application(*, master_key: str, models: list[str], state_path: str | None = 
             route("POST", "/key/{key}/reset_spend", keys.reset_spend),
             route("POST", "/user/new", users.new),
             route("GET", "/user/info", users.info),
+            route("POST", "/team/new", teams.new),
+            route("GET", "/team/info", teams.info),
             *(route("GET", path, completions.info) for path in MODEL_INFO_PATHS),
             *(route("GET", path, completions.list_models) for path in MODEL_LIST_PATHS),
             *(route("POST", path, completions.complete) for path in COMPLETION_PATHS),

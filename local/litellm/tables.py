@@ -1,4 +1,4 @@
-"""What LiteLLM keeps in its database: live keys, deleted keys, users."""
+"""What LiteLLM keeps in its database: live keys, deleted keys, users, teams."""
 
 import json
 import sqlite3
@@ -42,6 +42,7 @@ class Tables:
         self.keys = {row["token"]: row for row in self._state.read("key")}
         self.deleted = {row["token"]: row for row in self._state.read("deleted")}
         self.users = {row["user_id"]: row for row in self._state.read("user")}
+        self.teams = {row["team_id"]: row for row in self._state.read("team")}
         self._tokens_of_alias: defaultdict[str | None, set[str]] = defaultdict(set)
         for row in self.keys.values():
             self._tokens_of_alias[row["key_alias"]].add(row["token"])
@@ -79,6 +80,10 @@ class Tables:
     def save_user(self, row: Row) -> None:
         self.users[row["user_id"]] = row
         self._state.write("user", row["user_id"], row)
+
+    def save_team(self, row: Row) -> None:
+        self.teams[row["team_id"]] = row
+        self._state.write("team", row["team_id"], row)
 
     def _forget_alias(self, token: str) -> None:
         if token in self.keys:

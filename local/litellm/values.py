@@ -97,6 +97,7 @@ KEY_FIELDS: dict[str, Reader] = {
     "spend": read_float,
     "max_budget": read_budget,
     "user_id": read_string,
+    "team_id": read_string,
     "max_parallel_requests": read_int,
     "metadata": read_dict,
     "tpm_limit": read_int,

@@ -20,9 +20,12 @@ HTTP_FUNCTIONS = [
     "ListAuditRecords",
     "ListOperations",
     "ListUserApiKeys",
+    "ResetSpend",
     "RetryOperation",
     "ServeOpenapi",
     "SetKeyDefaults",
+    "UpdateApiKey",
+    "UpdateUserApiKey",
     "ValidateApiKey",
 ]
 # Each with the name of its schedule.
@@ -58,6 +61,13 @@ DATABASE = {"DATABASE_SECRET_ARN"}
 # Has nothing to say that is not in the source.
 WITHOUT_DATABASE = {"ServeOpenapi"}
 CALLER = {"EMAIL_CLAIM", "NAME_CLAIM", "OAUTH_PROVIDER", "ROLES_CLAIM", "SUBJECT_CLAIM", "USERNAME_CLAIM"}
+ALTERING = CALLER | {
+    "GATEWAY_DRAIN_SECONDS",
+    "LITELLM_SECRET_ARN",
+    "LITELLM_URL",
+    "MODEL_ACCESS",
+    "OWNERS_MAY_RESET_SPEND",
+}
 OWN_VARIABLES = {
     "CheckHealth": {"LITELLM_URL"},
     "ServeOpenapi": set(),
@@ -73,6 +83,9 @@ OWN_VARIABLES = {
         "STACK_NAME",
     },
     "DeleteApiKey": CALLER | {"GATEWAY_CACHE_SECONDS", "GATEWAY_DRAIN_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"},
+    "UpdateApiKey": ALTERING,
+    "UpdateUserApiKey": ALTERING,
+    "ResetSpend": ALTERING,
     "ListApiKeys": CALLER,
     "GetApiKey": CALLER,
     "GetApiKeyStats": CALLER,
@@ -87,6 +100,7 @@ OWN_VARIABLES = {
     "RetryOperation": CALLER,
     "SettleOperations": {
         "EXPIRY_MODE",
+        "GATEWAY_DRAIN_SECONDS",
         "LITELLM_SECRET_ARN",
         "LITELLM_URL",
         "SETTLE_FIRST_WAIT_SECONDS",
@@ -196,6 +210,9 @@ def test_each_route_calls_the_live_version_of_its_function_with_payload_2_0(reso
 
     assert targets == {
         "DELETE /api/v1/api-keys/{id}": (["DeleteApiKeyAliaslive"], "2.0"),
+        "PATCH /api/v1/api-keys/{id}": (["UpdateApiKeyAliaslive"], "2.0"),
+        "PATCH /api/v1/admin/users/{userId}/api-keys/{id}": (["UpdateUserApiKeyAliaslive"], "2.0"),
+        "POST /api/v1/api-keys/{id}/reset-spend": (["ResetSpendAliaslive"], "2.0"),
         "GET /api/v1/admin/operations": (["ListOperationsAliaslive"], "2.0"),
         "GET /api/v1/api-keys": (["ListApiKeysAliaslive"], "2.0"),
         "GET /api/v1/api-keys/{id}": (["GetApiKeyAliaslive"], "2.0"),
@@ -237,6 +254,9 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
         ("ServeOpenapi", []),
         ("CreateApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("DeleteApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("UpdateApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("UpdateUserApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("ResetSpend", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("ListApiKeys", ["DatabaseSecretArn"]),
         ("SyncSpend", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("GetApiKey", ["DatabaseSecretArn"]),

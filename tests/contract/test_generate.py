@@ -293,6 +293,28 @@ def test_limits_per_model_are_kept_inside_metadata(gateway: Gateway):
     assert gateway.info(answer["token"])["metadata"] == {"v": 1, "model_rpm_limit": {"gpt-4o": 3}}
 
 
+def test_a_limit_per_model_holds(gateway: Gateway):
+    key = gateway.generate(models=["gpt-4o", "gpt-4o-mini"], model_rpm_limit={"gpt-4o-mini": 1})["key"]
+
+    statuses = [gateway.chat(key, model=model).status_code for model in ("gpt-4o-mini", "gpt-4o-mini", "gpt-4o")]
+
+    assert statuses == [200, 429, 200]
+
+
+def test_tags_in_metadata_need_no_licence_and_guardrails_in_metadata_stop_every_call(gateway: Gateway):
+    tagged, guarded = gateway.generate(metadata={"tags": ["a"]}), gateway.generate(metadata={"guardrails": ["a"]})
+
+    assert gateway.chat(tagged["key"]).status_code == 200
+    assert gateway.chat(guarded["key"]).status_code == 403
+
+
+def test_permissions_are_kept_and_stop_nothing(gateway: Gateway):
+    key = gateway.generate(permissions={"allow_chat_completions": False})
+
+    assert gateway.info(key["token"])["permissions"] == {"allow_chat_completions": False}
+    assert gateway.chat(key["key"]).status_code == 200
+
+
 def test_a_deleted_keys_value_can_be_generated_again(gateway: Gateway):
     key = own_key()
     gateway.generate(key=key)

@@ -93,6 +93,32 @@ def test_a_limit_per_model_joins_the_metadata(gateway: Gateway):
     assert gateway.info(key["token"])["metadata"] == {"v": 1, "model_rpm_limit": {"gpt-4o": 1}}
 
 
+def test_null_leaves_a_limit_per_model_and_an_empty_object_clears_it(gateway: Gateway):
+    key = gateway.generate(model_rpm_limit={"gpt-4o": 1}, model_tpm_limit={"gpt-4o": 2})
+
+    gateway.update(key["token"], model_rpm_limit=None, model_tpm_limit={})
+
+    assert gateway.info(key["token"])["metadata"] == {"model_rpm_limit": {"gpt-4o": 1}, "model_tpm_limit": {}}
+
+
+def test_limits_per_model_go_with_the_metadata_that_is_replaced(gateway: Gateway):
+    key = gateway.generate(model_rpm_limit={"gpt-4o": 1}, metadata={"v": 1})
+
+    gateway.update(key["token"], metadata={"v": 2}, model_rpm_limit=None)
+
+    assert gateway.info(key["token"])["metadata"] == {"v": 2}
+
+
+def test_limits_per_model_and_metadata_can_be_replaced_at_once(gateway: Gateway):
+    key = gateway.generate(model_rpm_limit={"gpt-4o": 1}, metadata={"tags": ["a"]})
+
+    gateway.update(key["token"], metadata={"tags": ["b"]}, model_rpm_limit={"gpt-4o": 3}, permissions={"p": True})
+
+    info = gateway.info(key["token"])
+    assert info["metadata"] == {"tags": ["b"], "model_rpm_limit": {"gpt-4o": 3}}
+    assert info["permissions"] == {"p": True}
+
+
 def test_an_alias_of_another_key_is_refused(gateway: Gateway):
     alias = gateway.generate(key_alias=unique("alias"))["key_alias"]
     key = gateway.generate()

@@ -84,12 +84,15 @@ RETRY = "not the caller's fault: 503 with Retry-After, and the change stays to b
 RETRY_LATER = "the database is not there: 503 with Retry-After"
 NOT_SWALLOWED = "202 until LiteLLM has confirmed it; LiteMaaS says deleted while the key still works"
 NOT_ENFORCED = "422 that names the field, before anything is made"
+LEFT = "an expired key has left LiteLLM, or is about to"
 STILL_READS = "the roles readonly and admin-readonly see, and change nothing"
 
 CREATE = f"POST {KEYS}"
 LIST = f"GET {KEYS}"
 GET = f"GET {KEYS}/{{id}}"
 DELETE = f"DELETE {KEYS}/{{id}}"
+PATCH = f"PATCH {KEYS}/{{id}}"
+RESET = f"POST {KEYS}/{{id}}/reset-spend"
 STATS = f"GET {KEYS}/stats"
 VALIDATE = f"POST {KEYS}/validate"
 ALL = f"GET {KEYS}/admin/all"
@@ -203,7 +206,9 @@ CASES: Mapping[str, list[Case]] = {
             asked({"bogus": 1, "maxParallelRequests": "abc"}),
         ),
         *(
-            Case(f"`teamId` {what}", theirs, UNSUPPORTED, NOT_ENFORCED, asked({"teamId": team}))
+            Case(
+                f"`teamId` {what}", theirs, BAD, "only a team whose money the caller may spend", asked({"teamId": team})
+            )
             for what, theirs, team in (
                 ("of an unknown team", BROKEN, "99999999-9999-4999-8999-999999999999"),
                 ("that is no UUID", BROKEN, "team-x"),
@@ -211,14 +216,19 @@ CASES: Mapping[str, list[Case]] = {
             )
         ),
         *(
-            Case(f"`{field}`", "201", UNSUPPORTED, NOT_ENFORCED, asked({field: value}))
+            Case(f"`{field}`", "201", "201", "", asked({field: value}))
             for field, value in (
                 ("tags", ["prod"]),
                 ("permissions", {"allowEmbeddings": False}),
-                ("guardrails", ["pii"]),
-                ("modelMaxBudget", {"gpt-4o": {"budgetLimit": 5, "timePeriod": "monthly"}}),
                 ("modelRpmLimit", {"gpt-4o": 5}),
                 ("modelTpmLimit", {"gpt-4o": 5}),
+            )
+        ),
+        *(
+            Case(f"`{field}`", "201", UNSUPPORTED, NOT_ENFORCED, asked({field: value}))
+            for field, value in (
+                ("guardrails", ["pii"]),
+                ("modelMaxBudget", {"gpt-4o": {"budgetLimit": 5, "timePeriod": "monthly"}}),
             )
         ),
         Case("eleventh key", BAD, BAD, "", asked(given="ten keys")),
@@ -427,6 +437,108 @@ CASES: Mapping[str, list[Case]] = {
             "LiteMaaS says that it has deleted; nothing here answers without the database",
             Ask(trouble="PostgreSQL down"),
         ),
+    ],
+    PATCH: [
+        *(
+            Case(f"`{name}`", "200", "200", "", Ask(body={name: value}))
+            for name, value in (
+                ("name", "renamed"),
+                ("modelIds", ["gpt-4o"]),
+                ("metadata", {"env": "prod"}),
+                ("tpmLimit", 2000),
+                ("expiresAt", "2027-06-01T00:00:00Z"),
+            )
+        ),
+        *(
+            Case(f"`{name}` null", "200", "200", "", Ask(body={name: None}))
+            for name in ("name", "maxBudget", "expiresAt")
+        ),
+        Case("empty object", "200", "200", "", Ask(body={})),
+        Case("empty `name`", "200", BAD, "as on create", Ask(body={"name": ""})),
+        Case("`name` of 300 characters", BROKEN, BAD, CALLERS_MISTAKE, Ask(body={"name": "n" * 300})),
+        Case("empty `modelIds`", "200", BAD, "LiteLLM reads no models as all models", Ask(body={"modelIds": []})),
+        Case("unknown model", BAD, BAD, "", Ask(body={"modelIds": ["zzz"]})),
+        Case("negative `maxBudget`", BAD, BAD, "", Ask(body={"maxBudget": -5})),
+        Case("`rpmLimit` 1.5", BAD, BAD, "", Ask(body={"rpmLimit": 1.5})),
+        Case(
+            "`budgetDuration` fortnight",
+            "200",
+            BAD,
+            "LiteLLM does not take it",
+            Ask(body={"budgetDuration": "fortnight"}),
+        ),
+        Case("`budgetDuration` of 30 characters", BROKEN, BAD, CALLERS_MISTAKE, Ask(body={"budgetDuration": "d" * 30})),
+        Case("over the maximums", BAD, BAD, "", Ask(body={"maxBudget": 51, "rpmLimit": 500}, given="maximums")),
+        Case(
+            "`maxBudget` null under a maximum",
+            "200",
+            BAD,
+            "no budget would be more than the maximum",
+            Ask(body={"maxBudget": None}, given="maximums"),
+        ),
+        Case("`expiresAt` null under a maximum", BAD, BAD, "", Ask(body={"expiresAt": None}, given="maximums")),
+        Case(
+            "`expiresAt` beyond the maximum",
+            BAD,
+            BAD,
+            "",
+            Ask(body={"expiresAt": "2029-01-01T00:00:00Z"}, given="maximums"),
+        ),
+        Case("another's", NONE, NONE, "", Ask(key="another's", body={"name": "x"})),
+        Case("missing", NONE, NONE, "", Ask(key="missing", body={"name": "x"})),
+        Case("malformed id", BROKEN, NONE, NO_SUCH_ID, Ask(key="malformed", body={"name": "x"})),
+        Case("no body", BAD, BAD, "", Ask()),
+        Case("revoked", BAD, BAD, "", Ask(key="revoked", body={"name": "x"})),
+        Case("expired", "200", BAD, LEFT, Ask(key="expired", body={"name": "x"})),
+        Case("no token", UNAUTHORIZED, DOOR, AT_THE_DOOR, Ask(who="nobody", body={"name": "x"})),
+        Case("LiteLLM unreachable", BROKEN, LATER, RETRY, Ask(trouble="LiteLLM unreachable", body={"rpmLimit": 7})),
+        Case("LiteLLM answers 500", BAD, LATER, RETRY, Ask(trouble="LiteLLM answers 500", body={"rpmLimit": 7})),
+        Case("LiteLLM answers 400", BAD, BAD, "", Ask(trouble="LiteLLM answers 400", body={"rpmLimit": 7})),
+        Case(
+            "LiteLLM answers no JSON",
+            BROKEN,
+            LATER,
+            RETRY,
+            Ask(trouble="LiteLLM answers 502 without JSON", body={"rpmLimit": 7}),
+        ),
+        Case("key gone in LiteLLM", BAD, BAD, "", Ask(key="gone in LiteLLM", body={"rpmLimit": 7})),
+        Case(
+            "PostgreSQL restarted",
+            "none: the process ends",
+            "200",
+            "the connection is opened anew",
+            Ask(trouble="PostgreSQL restarted", body={"name": "x"}),
+        ),
+        Case("PostgreSQL down", UNAUTHORIZED, LATER, RETRY_LATER, Ask(trouble="PostgreSQL down", body={"name": "x"})),
+    ],
+    RESET: [
+        Case("own", "200", FORBIDDEN, "administrators do it, unless the stack lets owners"),
+        Case("another's", NONE, NONE, "", Ask(key="another's")),
+        Case("missing", NONE, NONE, "", Ask(key="missing")),
+        Case("malformed id", BROKEN, NONE, NO_SUCH_ID, Ask(key="malformed")),
+        Case("revoked", BAD, BAD, "", Ask(key="revoked", who="an administrator")),
+        Case("expired", "200", BAD, LEFT, Ask(key="expired", who="an administrator")),
+        Case("own, as an administrator", "200", "200", "", Ask(who="an administrator")),
+        Case("no token", UNAUTHORIZED, DOOR, AT_THE_DOOR, Ask(who="nobody")),
+        Case("LiteLLM unreachable", BROKEN, LATER, RETRY, Ask(who="an administrator", trouble="LiteLLM unreachable")),
+        Case("LiteLLM answers 500", BAD, LATER, RETRY, Ask(who="an administrator", trouble="LiteLLM answers 500")),
+        Case("LiteLLM answers 400", BAD, LATER, RETRY, Ask(who="an administrator", trouble="LiteLLM answers 400")),
+        Case(
+            "LiteLLM answers no JSON",
+            BROKEN,
+            LATER,
+            RETRY,
+            Ask(who="an administrator", trouble="LiteLLM answers 502 without JSON"),
+        ),
+        Case("key gone in LiteLLM", BAD, BAD, "", Ask(who="an administrator", key="gone in LiteLLM")),
+        Case(
+            "PostgreSQL restarted",
+            "none: the process ends",
+            "200",
+            "the connection is opened anew",
+            Ask(who="an administrator", trouble="PostgreSQL restarted"),
+        ),
+        Case("PostgreSQL down", UNAUTHORIZED, LATER, RETRY_LATER, Ask(trouble="PostgreSQL down")),
     ],
     STATS: [
         Case("own", "200", "200", "", Ask(given="two keys, one expired", holds=lambda body: body["expired"] == 1)),

@@ -61,6 +61,7 @@ def shared_fragile_service(
                 "DatabasePort": str(database_faults.port),
                 "DatabaseName": "fragile",
                 "ExpiryMode": "delete",
+                "OwnersMayResetSpend": "true",
             },
             # A LiteLLM that never answers shall not hold up the tests for long.
             extra_environment={"LITELLM_BUDGET_SECONDS": "2"},

@@ -318,6 +318,12 @@ class Person:
     def delete(self, key_id: str, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
         return self.service.call("DELETE", f"{KEYS}/{key_id}", token=self.token, headers=headers)
 
+    def update(self, key_id: str, body: Any, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        return self.service.call("PATCH", f"{KEYS}/{key_id}", token=self.token, json=body, headers=headers)
+
+    def reset_spend(self, key_id: str) -> httpx.Response:
+        return self.service.call("POST", f"{KEYS}/{key_id}/reset-spend", token=self.token)
+
     def create_once(self, idempotency_key: str, **fields: Any) -> httpx.Response:
         """A create that may be repeated."""
         self.service.ledger.secrets[idempotency_key] = "an Idempotency-Key"

@@ -171,7 +171,7 @@ def test_models_and_a_subscription_together_are_refused_with_the_deprecation_hea
 
 @pytest.mark.parametrize(
     "setting",
-    ["teamId", "permissions", "tags", "guardrails", "modelMaxBudget", "modelRpmLimit", "modelTpmLimit"],
+    ["guardrails", "modelMaxBudget"],
 )
 def test_a_setting_that_cannot_be_enforced_is_refused_by_name(alice: Person, setting: str):
     answer = alice.create({"modelIds": ["gpt-4o"], setting: {"gpt-4o": 5}})

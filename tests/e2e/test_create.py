@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.e2e.service import Person, Service, hash_of
+from tests.e2e.service import Person, Service, hash_of, violations_of
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 DEPRECATION = "subscriptionId parameter is deprecated. Use modelIds array instead."
@@ -82,6 +82,12 @@ def test_every_setting_reaches_the_row_and_litellm(service: Service, alice: Pers
         rpmLimit=60,
         maxParallelRequests=4,
         metadata={"env": "prod", "owner": {"team": "ä"}},
+        tags=["prod"],
+        permissions={"allowChatCompletions": True, "allowEmbeddings": False},
+        modelRpmLimit={"gpt-4o": 5},
+        modelTpmLimit={"gpt-4o": 100},
+        modelMaxBudget={},
+        guardrails=[],
     )
 
     row = service.key_row(key["id"])
@@ -99,6 +105,41 @@ def test_every_setting_reaches_the_row_and_litellm(service: Service, alice: Pers
     assert (told["tpm_limit"], told["rpm_limit"], told["max_parallel_requests"]) == (1000, 60, 4)
     assert told["metadata"]["user"] == {"env": "prod", "owner": {"team": "ä"}}
     assert told["user_id"] == str(alice.user_id)
+    assert told["permissions"] == {"allow_chat_completions": True, "allow_embeddings": False}
+    shown = {
+        "tags": ["prod"],
+        "permissions": {"allowChatCompletions": True, "allowEmbeddings": False},
+        "modelRpmLimit": {"gpt-4o": 5},
+        "modelTpmLimit": {"gpt-4o": 100},
+    }
+    [listed] = alice.listed()
+    assert {name: listed[name] for name in shown} == shown
+    names = {"tags": "tags", "model_rpm_limit": "modelRpmLimit", "model_tpm_limit": "modelTpmLimit"}
+    assert {name: told["metadata"][name] for name in names} == {name: shown[names[name]] for name in names}
+
+
+def test_a_key_of_a_team_is_litellms_team_too(service: Service, alice: Person):
+    lite_llm_team_id = f"team-{alice.subject}"
+    assert service.gateway("POST", "/team/new", json={"team_id": lite_llm_team_id}).status_code == 200
+    [team] = service.rows(
+        "INSERT INTO teams (name, lite_llm_team_id) VALUES ('blue', %(id)s) RETURNING id", id=lite_llm_team_id
+    )
+    body = {"modelIds": ["gpt-4o"], "teamId": str(team["id"])}
+
+    refused = alice.create(body)
+    service.rows(
+        "INSERT INTO team_members (team_id, user_id, role) VALUES (%(team)s, %(user)s, 'member')",
+        team=team["id"],
+        user=alice.user_id,
+    )
+    key = alice.has_key(**body)
+
+    assert violations_of(refused) == [("teamId", "notMember")]
+    told = service.gateway_key(hash_of(key["key"]))
+    assert told is not None
+    assert told["team_id"] == lite_llm_team_id
+    assert service.use(key["key"]) == 200
+    assert alice.listed()[0]["teamId"] == str(team["id"])
 
 
 def test_litellm_is_told_whose_key_it_is(service: Service, alice: Person):

@@ -21,6 +21,7 @@ ALL = [
     "0005_findings",
     "0006_overseeing",
     "0007_spend",
+    "0010_key_fields",
 ]
 TABLES = [
     "api_key_models",

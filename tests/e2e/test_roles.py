@@ -21,6 +21,9 @@ ALLOWED = {
     "get": (200, 200, 200, 200, 200),
     "stats": (200, 200, 200, 200, 200),
     "delete": (200, 200, 403, 403, 200),
+    "update": (200, 200, 403, 403, 200),
+    "update of a user": (403, 403, 403, 403, 200),
+    "reset spend": (403, 403, 403, 403, 200),
     "list all": (403, 403, 403, 200, 200),
     "list of a user": (403, 403, 403, 200, 200),
     "validate": (403, 403, 403, 200, 200),
@@ -31,6 +34,7 @@ ALLOWED = {
     "operations": (403, 403, 403, 200, 200),
     "retry": (403, 403, 403, 403, 404),
 }
+OF_A_KEY = {"get", "delete", "update", "update of a user", "reset spend"}
 CASES = [
     pytest.param(route, role, status, id=f"{route} as {role}")
     for route, statuses in ALLOWED.items()
@@ -62,7 +66,7 @@ def set_roles(person: Person, roles: list[str] | None) -> None:
 
 
 def own_key(person: Person, route: str) -> str:
-    return person.has_key()["id"] if route in ("get", "delete") else NOWHERE
+    return person.has_key()["id"] if route in OF_A_KEY else NOWHERE
 
 
 def test_every_route_that_asks_for_a_token_is_in_the_table():

@@ -266,6 +266,10 @@ def test_a_run_logs_one_line_and_its_metrics(settling_service: FragileService, r
     assert report["oldestPendingSeconds"] >= 3600
     assert (numbers["Attempts"], numbers["Settled"], numbers["Expired"]) == ([1], [1], [0])
     assert numbers["OldestPendingAge"] == [round(report["oldestPendingSeconds"], 1)]
-    assert pending == {"create": [report["pendingCreates"]], "delete": [report["pendingDeletes"]]}
+    assert pending == {
+        "create": [report["pendingCreates"]],
+        "delete": [report["pendingDeletes"]],
+        "update": [report["pendingUpdates"]],
+    }
     assert (request["operation"], request["outcome"]) == ("settle_operations", "success")
     assert settled["key"] not in repr(lines)

@@ -24,6 +24,8 @@ LIMITS = {
     "budget_duration": "budget_duration",
 }
 PAGE_SIZE = 100
+# By the reason of an operation whose audit record is not called after its kind.
+ACTIONS = {"expired": "API_KEY_EXPIRED", "resetSpend": "API_KEY_RESET_SPEND"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +133,7 @@ def _one_audit_record(_rig: Rig, snapshot: Snapshot) -> Iterator[str]:
             yield f"{named} has {len(records[operation_id])} audit records"
             continue
         for record in records[operation_id]:
-            expired = operation["request"].get("reason") == "expired"
-            action = "API_KEY_EXPIRED" if expired else f"API_KEY_{operation['kind'].upper()}"
+            action = ACTIONS.get(operation["request"].get("reason"), f"API_KEY_{operation['kind'].upper()}")
             if (record["action"], record["success"]) != (action, operation["state"] == "done"):
                 yield f"{named} is recorded as {record['action']}, success {record['success']}"
             if record["resource_id"] != str(operation["api_key_id"]):
@@ -146,7 +147,11 @@ def _one_audit_record(_rig: Rig, snapshot: Snapshot) -> Iterator[str]:
         for operation in snapshot.operations.values()
         if operation["state"] == "done"
     )
-    yield from (f"{key_id}: {count} finished operations {kind}" for (kind, key_id), count in done.items() if count > 1)
+    yield from (
+        f"{key_id}: {count} finished operations {kind}"
+        for (kind, key_id), count in done.items()
+        if count > 1 and kind != "update"
+    )
     for issued in snapshot.issued:
         if done["create", issued.key_id] != 1:
             yield f"{issued.key_id} was issued without a finished create"
@@ -197,6 +202,8 @@ def _agreement(rig: Rig, snapshot: Snapshot) -> Iterator[str]:
         row = snapshot.rows.get(str(token["api_key_id"]))
         if row is None or not row["is_active"] or row["key_hash"] != token_hash:
             yield f"the live token of {token['api_key_id']} has no active row"
+        if token["settings_unsafe_until"] is not None:
+            yield f"a change of {token['api_key_id']} may still be carried out"
     for token in snapshot.tokens.values():
         if token["state"] in ("intended", "condemned"):
             yield f"the token of {token['api_key_id']} is still {token['state']}"
@@ -223,8 +230,15 @@ def _differences(row: Row, key: Row) -> Iterator[str]:
         yield f"{key_id} is active, LiteLLM blocks it"
     if sorted(key["models"]) != sorted(row["models"]):
         yield f"{key_id} has the models {row['models']}, in LiteLLM {key['models']}"
+    if key["team_id"] != row["lite_llm_team_id"] or (key["metadata"].get("tags") or []) != (row["tags"] or []):
+        yield f"{key_id} has the team {row['lite_llm_team_id']} and the tags {row['tags']}, in LiteLLM others"
+    for name in ("model_rpm_limit", "model_tpm_limit"):
+        if (key["metadata"].get(name) or {}) != (row[name] or {}):
+            yield f"{key_id} has {name} {row[name]}, in LiteLLM {key['metadata'].get(name)}"
     if key["user_id"] != str(row["user_id"]) or key["key_alias"] != row["litellm_key_alias"]:
         yield f"{key_id} belongs to somebody else in LiteLLM, or bears another alias"
+    if key["metadata"].get("user", {}) != (row["metadata"] or {}):
+        yield f"{key_id} has the metadata {row['metadata']}, in LiteLLM {key['metadata']}"
     for theirs, ours in LIMITS.items():
         wanted = row[ours]
         if wanted is not None and theirs == "max_budget":

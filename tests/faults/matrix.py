@@ -207,7 +207,11 @@ def _unkept(
     keys = situation.person.gateway_keys()
     if len(rows) > 1 or len(keys) > 1:
         yield f"{len(rows)} rows and {len(keys)} LiteLLM keys came of one request"
-    if scenario.function == "SettleOperations":
+    if variant == "repeat" and any(row[name] != value for row in rows for name, value in scenario.row_says.items()):
+        yield f"the repeated change is not what the row says: {rows}"
+    if scenario.keeps_key and not (rows and rows[0]["is_active"] and keys):
+        yield "settling ended the key"
+    if scenario.function == "SettleOperations" and not scenario.keeps_key:
         is_kept = [row for row in rows if row["is_active"]]
         if is_kept or keys:
             yield "settling left the key behind"

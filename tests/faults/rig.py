@@ -180,6 +180,11 @@ class Rig(Service):
             self.told.accepted.setdefault(key_id, self.told.number())
         return answer
 
+    def update(self, person: Person, key_id: str, body: Row) -> httpx.Response:
+        answer = person.update(key_id, body)
+        self.told.answers["update", answer.status_code] += 1
+        return answer
+
     def is_refused(self, secret: str) -> bool | None:
         """Whether LiteLLM turns the key away as unknown, blocked or expired; None when LiteLLM cannot be asked."""
         try:
@@ -227,9 +232,10 @@ class Rig(Service):
                 WHERE state = 'pending'
             )
             UPDATE api_key_tokens
-            SET unsafe_until = unsafe_until - time, valid_until = valid_until - time
+            SET unsafe_until = unsafe_until - time, valid_until = valid_until - time,
+                settings_unsafe_until = settings_unsafe_until - time
             FROM passed
-            WHERE unsafe_until IS NOT NULL OR valid_until IS NOT NULL
+            WHERE unsafe_until IS NOT NULL OR valid_until IS NOT NULL OR settings_unsafe_until IS NOT NULL
             """,
             seconds=seconds,
         )
@@ -249,8 +255,18 @@ class Rig(Service):
         return True
 
     def pending(self) -> int:
-        [row] = self.rows("SELECT count(*) AS operations FROM api_key_operations WHERE state = 'pending'")
-        return row["operations"]
+        """Operations, and keys that a change may still be undone of."""
+        [row] = self.rows(
+            """
+            SELECT
+                (SELECT count(*) FROM api_key_operations WHERE state = 'pending')
+                + (
+                    SELECT count(*) FROM api_key_tokens AS t JOIN api_keys AS k ON k.id = t.api_key_id AND k.is_active
+                    WHERE t.settings_unsafe_until IS NOT NULL AND t.state = 'live'
+                ) AS number
+            """
+        )
+        return row["number"]
 
     def become_quiet(self) -> None:
         """No fault any more, everything under way has arrived, a drain has passed, the jobs have run."""
@@ -298,6 +314,7 @@ def running_rig(
                     "DatabasePort": str(database_faults.port),
                     "DatabaseName": "faults",
                     "MaxActiveKeys": str(MAX_ACTIVE_KEYS),
+                    "OwnersMayResetSpend": "true",
                     **(parameters or {}),
                 },
                 extra_environment={"LITELLM_BUDGET_SECONDS": str(gateway_budget_seconds)},

@@ -12,8 +12,15 @@ from tests.faults.rig import DRAIN_SECONDS, LEASE_SECONDS, RESUME_SECONDS, Rig
 GENERATE = "/key/generate"
 DELETE = "/key/delete"
 INFO = "/key/info"
+UPDATE = "/key/update"
 
 REFUSAL = {"error": {"message": "no", "type": "bad_request_error", "param": "None", "code": "400"}}
+CHANGES: Row = {
+    "tpmLimit": 2000,
+    "modelIds": ["gpt-4o-mini"],
+    "expiresAt": "2034-04-04T04:04:04Z",
+    "metadata": {"b": 2},
+}
 
 
 @dataclass
@@ -40,6 +47,12 @@ class Situation:
     def delete(self) -> httpx.Response:
         return self.rig.delete(self.person, self.key_id)
 
+    def update(self) -> httpx.Response:
+        return self.rig.update(self.person, self.key_id, CHANGES)
+
+    def reset_spend(self) -> httpx.Response:
+        return self.person.reset_spend(self.key_id)
+
     def has_key(self) -> "Situation":
         answer = self.create()
         assert answer.status_code == 201, answer.text
@@ -62,6 +75,23 @@ class Situation:
         assert broken.hits == 1
         self.rig.pass_time(LEASE_SECONDS)
         return self
+
+    def has_unfinished_update(self, fault: str = "reset_before") -> "Situation":
+        """One of other values than the next."""
+        self.has_key()
+        broken = self.rig.gateway_faults.inject(UPDATE, fault)  # pyright: ignore[reportArgumentType]
+        assert self.rig.update(self.person, self.key_id, {"tpmLimit": 3000, "rpmLimit": 3}).status_code == 503
+        assert broken.hits == 1
+        self.rig.pass_time(LEASE_SECONDS)
+        return self
+
+    def has_update_that_may_come_late(self) -> "Situation":
+        """One that was settled since, and then altered by what was lost."""
+        self.has_unfinished_update("late")
+        assert self.rig.try_to_settle() is not None
+        self.rig.clear_faults()
+        self.is_altered_in_gateway()
+        return self.waits_for(DRAIN_SECONDS)
 
     def loses_subscription(self) -> None:
         self.rig.rows(
@@ -105,6 +135,10 @@ class Scenario:
     is_there_after_repeating: bool | None = None
     """Whether the key has to work once the caller has repeated the request until it succeeded."""
     only: frozenset[str] | None = None
+    keeps_key: bool = False
+    """Whether settling leaves the key, which it otherwise ends."""
+    row_says: Row = field(default_factory=dict[str, object])
+    """What the row holds once the caller has repeated the request until it succeeded."""
 
 
 def _known(rig: Rig) -> Situation:
@@ -150,6 +184,24 @@ def _create_with_lost_t1(situation: Situation) -> httpx.Response:
 def _delete_unconfirmed(situation: Situation) -> httpx.Response:
     situation.rig.gateway_faults.inject(DELETE, "status", status=500)
     return situation.delete()
+
+
+def _update(situation: Situation) -> httpx.Response:
+    return situation.update()
+
+
+def _reset_spend(situation: Situation) -> httpx.Response:
+    return situation.reset_spend()
+
+
+def _update_unconfirmed(situation: Situation) -> httpx.Response:
+    situation.rig.gateway_faults.inject(UPDATE, "status", status=500)
+    return situation.update()
+
+
+def _update_refused(situation: Situation) -> httpx.Response:
+    situation.rig.gateway_faults.inject(UPDATE, "status", status=400, body=REFUSAL)
+    return situation.update()
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -310,5 +362,84 @@ SCENARIOS: dict[str, Scenario] = {
         act=_settle,
         answer=None,
         only=frozenset({"claim_due", DELETE, "finish_delete"}),
+    ),
+    "a change": Scenario(
+        function="UpdateApiKey",
+        begin=lambda rig: _known(rig).has_key(),
+        act=_update,
+        answer=200,
+        repeat=_update,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        row_says={"tpm_limit": 2000, "metadata": {"b": 2}},
+    ),
+    "a change without an answer": Scenario(
+        function="UpdateApiKey",
+        begin=lambda rig: _known(rig).has_key(),
+        act=_update_unconfirmed,
+        answer=503,
+        repeat=_update,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        only=frozenset({"release"}),
+        row_says={"tpm_limit": 2000},
+    ),
+    "a change that LiteLLM refuses": Scenario(
+        function="UpdateApiKey",
+        begin=lambda rig: _known(rig).has_key(),
+        act=_update_refused,
+        answer=400,
+        repeat=_update,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        only=frozenset({"fail_update"}),
+        row_says={"tpm_limit": 2000},
+    ),
+    "a change after an unfinished one": Scenario(
+        function="UpdateApiKey",
+        begin=lambda rig: _known(rig).has_unfinished_update("reset_after"),
+        act=_update,
+        answer=200,
+        repeat=_update,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        only=frozenset({"begin_update", UPDATE}),
+        row_says={"tpm_limit": 2000, "rpm_limit": None},
+    ),
+    "a delete of an unfinished change": Scenario(
+        function="DeleteApiKey",
+        begin=lambda rig: _known(rig).has_unfinished_update("reset_after"),
+        act=_delete,
+        answer=200,
+        repeat=_delete,
+        succeeds=(200, 404),
+        is_there_after_repeating=False,
+        only=frozenset({"begin_delete"}),
+    ),
+    "a reset of spend": Scenario(
+        function="ResetSpend",
+        begin=lambda rig: _known(rig).has_key(),
+        act=_reset_spend,
+        answer=200,
+        repeat=_reset_spend,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        only=frozenset({"begin_reset"}),
+    ),
+    "settling a change": Scenario(
+        function="SettleOperations",
+        begin=lambda rig: _known(rig).has_unfinished_update(),
+        act=_settle,
+        answer=None,
+        only=frozenset({UPDATE}),
+        keeps_key=True,
+    ),
+    "correcting a change that came late": Scenario(
+        function="SettleOperations",
+        begin=lambda rig: _known(rig).has_update_that_may_come_late(),
+        act=_settle,
+        answer=None,
+        only=frozenset({"begin_correction"}),
+        keeps_key=True,
     ),
 }

@@ -11,10 +11,12 @@ from tests.faults.rig import Rig, is_thorough
 from tests.faults.scenarios import SCENARIOS
 
 SOURCES = Path(keyservice.__file__).parent if keyservice.__file__ else Path()
-# What creating, deleting and settling speak to PostgreSQL with, and LiteLLM.
-STORES = ("creation_store.py", "deletion_store.py", "settlement_store.py", "journal.py")
+# What creating, changing, deleting and settling speak to PostgreSQL with, and LiteLLM.
+STORES = ("alteration_store.py", "creation_store.py", "deletion_store.py", "settlement_store.py", "journal.py")
 # What settling reads of reconcile's, before it undoes anything: whether the database is the one the keys were made from.
 PROVENANCE = {"read_installation", "read_tokens"}
+# What a change shows of the key at its end.
+SHOWN = {"show_key"}
 # Reads that decide nothing: which models there are.
 OTHER_PATHS = {"/model/info", "/health/readiness"}
 
@@ -48,4 +50,4 @@ def test_matrix_breaks_every_step_of_the_source(steps_of: dict[str, list[Step]])
 
     assert written
     assert paths
-    assert broken == written | paths | PROVENANCE
+    assert broken == written | paths | PROVENANCE | SHOWN

@@ -84,6 +84,8 @@ class Chapter:
     people: list[Person] = field(default_factory=list[Person])
     retired: list[Person] = field(default_factory=list[Person])
     keys: dict[str, Key] = field(default_factory=dict[str, Key])
+    limits: dict[str, int] = field(default_factory=dict[str, int])
+    """What the latest change of a key was answered 200 for."""
     asked: dict[str, Asked] = field(default_factory=dict[str, Asked])
     held: list[Held] = field(default_factory=list[Held])
     found: list[str] = field(default_factory=list[str])
@@ -133,6 +135,11 @@ class Chapter:
                 self.found.append(f"model: {key_id} was answered 201, nobody ended it, and it does not work")
             if key.fate == "ended" and is_refused is not True:
                 self.found.append(f"model: {key_id} was ended and still works")
+        for person in self.people:
+            for row in self.rig.keys_of(person):
+                wanted = self.limits.get(str(row["id"]), row["rpm_limit"])
+                if row["rpm_limit"] != wanted:
+                    self.found.append(f"model: {row['id']} was changed to {wanted} and is at {row['rpm_limit']}")
 
     # Callers.
 
@@ -195,6 +202,37 @@ class Chapter:
                 self.found.append(f"model: a stranger deleted {key_id}")
             return
         self.hear_delete(key_id, self.rig.delete(person, key_id))
+
+    def update(self, chance: random.Random) -> None:
+        target = self.some_key(chance)
+        if target is None:
+            return
+        person, key_id = target
+        limit = chance.randint(1, 999)
+        self.hear_update(key_id, limit, self.rig.update(person, key_id, self.changes(chance, limit)))
+
+    def update_at_once(self, chance: random.Random) -> None:
+        """Two changes of one key, and now and then its delete."""
+        target = self.some_key(chance)
+        if target is None:
+            return
+        person, key_id = target
+        limits = [chance.randint(1, 999), chance.randint(1, 999)]
+        actions: list[Callable[[], object]] = [
+            lambda limit=limit: self.rig.update(person, key_id, self.changes(chance, limit)) for limit in limits
+        ]
+        if chance.random() < 0.3:
+            self.doubt(key_id)
+            actions.append(lambda: self.rig.delete(person, key_id))
+        for limit, answer in zip([*limits, 0], self.together(*actions), strict=False):
+            if not isinstance(answer, httpx.Response):
+                continue
+            if limit:
+                self.hear_update(key_id, limit, answer)
+            else:
+                self.hear_delete(key_id, answer)
+        # Which of two came last, nobody was told.
+        self.limits.pop(key_id, None)
 
     def delete_at_once(self, chance: random.Random) -> None:
         """Several deletes of one key, and a settler."""
@@ -352,7 +390,7 @@ class Chapter:
         self.litellm_is_down = False
 
     def kill_idle_workers(self, chance: random.Random) -> None:
-        function = chance.choice(["CreateApiKey", "DeleteApiKey", SETTLER])
+        function = chance.choice(["CreateApiKey", "UpdateApiKey", "DeleteApiKey", SETTLER])
         self.rig.injected["SIGKILL between requests", function] += 1
         self.rig.killer_of(function)()
 
@@ -390,6 +428,20 @@ class Chapter:
                 pass
             case _:
                 self.hear_failure("create", answer)
+
+    def hear_update(self, key_id: str, limit: int, answer: httpx.Response) -> None:
+        self.operations["update"] += 1
+        self.story.append(f"    update {key_id} to {limit} -> {answer.status_code} {error_code(answer)}")
+        match answer.status_code:
+            case 200:
+                self.limits[key_id] = limit
+            case 400 | 404 | 409 if error_code(answer) != "OPERATION_SUPERSEDED":
+                pass
+            case 409:
+                self.limits.pop(key_id, None)
+            case _:
+                self.limits.pop(key_id, None)
+                self.hear_failure("update", answer)
 
     def hear_delete(self, key_id: str, answer: httpx.Response) -> None:
         self.operations["delete"] += 1
@@ -440,6 +492,17 @@ class Chapter:
         """The latest are repeated most."""
         recent = list(self.asked.items())[-8:]
         return chance.choice(recent) if recent else None
+
+    @staticmethod
+    def changes(chance: random.Random, limit: int) -> Row:
+        changes: Row = {"rpmLimit": limit}
+        if chance.random() < 0.3:
+            changes["modelIds"] = [chance.choice(MODELS)]
+        if chance.random() < 0.3:
+            changes["maxBudget"] = chance.choice([None, 5, 7.25])
+        if chance.random() < 0.2:
+            changes["metadata"] = {"walk": limit}
+        return changes
 
     def body(self, chance: random.Random, person: Person) -> Row:
         if chance.random() < 0.15:
@@ -504,6 +567,8 @@ ACTIONS: list[tuple[Action, float]] = [
     (Chapter.create, 24),
     (Chapter.repeat, 16),
     (Chapter.delete, 16),
+    (Chapter.update, 10),
+    (Chapter.update_at_once, 3),
     (Chapter.crowd, 4),
     (Chapter.delete_at_once, 4),
     (Chapter.create_and_delete_at_once, 4),
@@ -524,6 +589,8 @@ FUNCTIONS: dict[Action, Sequence[str]] = {
     Chapter.create: ("CreateApiKey",),
     Chapter.repeat: ("CreateApiKey",),
     Chapter.crowd: ("CreateApiKey",),
+    Chapter.update: ("UpdateApiKey",),
+    Chapter.update_at_once: ("UpdateApiKey",),
     Chapter.delete: ("DeleteApiKey",),
     Chapter.delete_at_once: ("DeleteApiKey", SETTLER),
     Chapter.create_and_delete_at_once: ("CreateApiKey", "DeleteApiKey"),
@@ -534,7 +601,11 @@ FUNCTIONS: dict[Action, Sequence[str]] = {
 
 # Most requests take these steps; the others only after an earlier fault.
 EVERY_TIME = frozenset(
-    {"begin_create", "finish_create", "/key/generate", "begin_delete", "finish_delete", "/key/delete", "claim_due"}
+    {
+        *("begin_create", "finish_create", "/key/generate"),
+        *("begin_update", "show_key", "/key/info", "/key/update"),
+        *("begin_delete", "finish_delete", "/key/delete", "claim_due"),
+    }
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from threading import Barrier
 from types import TracebackType
 from typing import Any, LiteralString, Self
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import psycopg
@@ -15,6 +15,7 @@ from psycopg.pq import ExecStatus
 from psycopg.rows import DictRow, dict_row
 
 from keyservice import database as keyservice_database
+from keyservice.alteration import AlterationRules, KeyAlteration
 from keyservice.creation import CreateRules, KeyCreation
 from keyservice.deletion import DeleteRules, KeyDeletion
 from keyservice.derivation import KeyDeriver
@@ -27,7 +28,9 @@ from keyservice.models import (
     Creation,
     Deadline,
     DeletedKey,
+    FoundKey,
     IssuedKey,
+    KeyChanges,
     KeyPage,
     NewApiKey,
     PendingDeletion,
@@ -195,6 +198,19 @@ class Service:
             rules=DeleteRules(lease_seconds=LEASE_SECONDS, gateway_cache_seconds=60.0),
         )
 
+    def alteration(self, *, fresh: bool = False, **rules: Any) -> KeyAlteration:
+        chosen = {
+            "model_access": "subscription",
+            "owners_may_reset_spend": True,
+            "lease_seconds": LEASE_SECONDS,
+            "drain_seconds": DRAIN_SECONDS,
+        } | rules
+        return KeyAlteration(
+            database=self.connect_database() if fresh else self.database,
+            litellm=self.connect_litellm() if fresh else self.gateway,
+            rules=AlterationRules(**chosen),
+        )
+
     @property
     def deployment(self) -> Deployment:
         """What the migrations wrote down, and the stack's parameters still say."""
@@ -204,6 +220,7 @@ class Service:
         chosen = {
             "deployment": self.deployment,
             "lease_seconds": LEASE_SECONDS,
+            "drain_seconds": DRAIN_SECONDS,
             "gateway_seconds": 1.0,
             "reserve_seconds": 1.0,
             "first_wait_seconds": 60.0,
@@ -241,6 +258,9 @@ class Service:
         self, key_id: UUID | str, name: str = "alice", *, seconds: float = PLENTY_SECONDS
     ) -> DeletedKey | PendingDeletion:
         return self.deletion().delete(caller(name), str(key_id), deadline=Deadline(seconds))
+
+    def update(self, key_id: UUID, name: str = "alice", *, seconds: float = PLENTY_SECONDS, **changes: Any) -> FoundKey:
+        return self.alteration().update(caller(name), str(key_id), KeyChanges(**changes), deadline=Deadline(seconds))
 
     def list_keys(self, name: str = "alice", **parameters: str) -> KeyPage:
         return KeyListing(database=self.database).page(caller(name), parameters)
@@ -280,9 +300,27 @@ class Service:
             self.rows("INSERT INTO subscriptions (user_id, model_id) VALUES (%s, %s)", [user_id, model])
         return user_id
 
+    def make_team(self, *members: str, role: str = "member", gateway_id: str | None = None) -> UUID:
+        """The id of a team in LiteMaaS, and in LiteLLM, where its id is another unless given."""
+        lite_llm_team_id = f"team-{uuid4()}" if gateway_id is None else gateway_id
+        if gateway_id is None:
+            assert self._ask("POST", "/team/new", body={"team_id": lite_llm_team_id}).status_code == 200
+        team_id: UUID = self.value(
+            "INSERT INTO teams (name, lite_llm_team_id) VALUES ('blue', %s) RETURNING id", [lite_llm_team_id]
+        )
+        for name in members:
+            self.rows(
+                "INSERT INTO team_members (team_id, user_id, role) SELECT %s, id, %s FROM users WHERE oauth_id = %s",
+                [team_id, role, name],
+            )
+        return team_id
+
     def let_time_pass(self) -> None:
         """As if an hour had gone by: leases have run out, what waits is due, lost requests can no longer come true."""
-        self.rows("UPDATE api_key_tokens SET unsafe_until = unsafe_until - interval '1 hour'")
+        self.rows(
+            "UPDATE api_key_tokens SET unsafe_until = unsafe_until - interval '1 hour',"
+            " settings_unsafe_until = settings_unsafe_until - interval '1 hour'"
+        )
         self.rows(
             "UPDATE api_key_operations SET lease_until = lease_until - interval '1 hour',"
             " next_attempt_at = next_attempt_at - interval '1 hour'"

@@ -203,6 +203,7 @@ class TestSettling:
             "settled": 1,
             "pendingCreates": 0,
             "pendingDeletes": 0,
+            "pendingUpdates": 0,
             "oldestPendingSeconds": 0.0,
         }
         metrics = emitted_metrics(capsys)

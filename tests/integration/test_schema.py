@@ -168,7 +168,9 @@ class TestDatabaseOfLiteMaaS:
         assert empty.execute(
             "SELECT array_agg(lite_llm_key_value ORDER BY name), array_agg(migration_status::text) FROM api_keys"
         ).fetchone() == (["sk-live-in-the-clear", "sk-gone-in-the-clear"], ["pending", "pending"])
-        empty.execute("ALTER TABLE api_keys DROP COLUMN lite_llm_key_id")
+        empty.execute(
+            "ALTER TABLE api_keys DROP COLUMN lite_llm_key_id, DROP COLUMN team_id, DROP COLUMN lite_llm_team_id"
+        )
         assert contents(empty, tables) == before
 
     def test_gets_our_tables_beside_its_own(self, empty: Connection):

@@ -54,7 +54,12 @@ def accepted_delete(service: Service) -> UUID:
 
 def claim(service: Service) -> Claimed | None:
     return settlement_store.claim_due(
-        service.database, lease_seconds=30, first_wait_seconds=60, longest_wait_seconds=900, only_deletes=False
+        service.database,
+        lease_seconds=30,
+        drain_seconds=900,
+        first_wait_seconds=60,
+        longest_wait_seconds=900,
+        only_deletes=False,
     )
 
 
@@ -65,10 +70,16 @@ def make_due(service: Service) -> None:
 
 def test_nothing_to_do_takes_one_look_at_each(service: Service):
     assert service.settle() == Settled(
-        expired=0, attempted=0, settled=0, pending_creates=0, pending_deletes=0, oldest_pending_seconds=0.0
+        expired=0,
+        attempted=0,
+        settled=0,
+        pending_creates=0,
+        pending_deletes=0,
+        pending_updates=0,
+        oldest_pending_seconds=0.0,
     )
     assert service.database_faults.steps == [
-        *("read_installation", "read_tokens", "begin_expiry", "claim_due", "read_journal_state")
+        *("read_installation", "read_tokens", "begin_expiry", "begin_correction", "claim_due", "read_journal_state")
     ]
     assert [call.path.partition("?")[0] for call in service.gateway_faults.calls] == ["/key/list"]
 

@@ -5,7 +5,7 @@ import pytest
 
 from keyservice.decoding import decode_object
 from keyservice.errors import InvalidRequest, UnsupportedSetting
-from keyservice.models import NewApiKey
+from keyservice.models import NewApiKey, Permissions
 
 
 def violations_of(body: bytes) -> list[tuple[str, str]]:
@@ -137,18 +137,16 @@ def test_deeper_metadata_is_refused(depth: int):
 
 
 def test_field_that_cannot_be_enforced_is_refused_by_name():
-    body = {"modelIds": ["gpt-4o"], "teamId": "a", "guardrails": ["b"], "tags": []}
+    body = {"modelIds": ["gpt-4o"], "modelMaxBudget": {"gpt-4o": {}}, "guardrails": ["b"], "tags": []}
 
     with pytest.raises(UnsupportedSetting) as caught:
         decode_object(json.dumps(body).encode(), NewApiKey)
 
     assert caught.value.status == 422
-    assert caught.value.details == {"fields": ["guardrails", "tags", "teamId"]}
+    assert caught.value.details == {"fields": ["guardrails", "modelMaxBudget"]}
 
 
-@pytest.mark.parametrize(
-    "name", ["teamId", "permissions", "tags", "guardrails", "modelMaxBudget", "modelRpmLimit", "modelTpmLimit"]
-)
+@pytest.mark.parametrize("name", ["guardrails", "modelMaxBudget"])
 def test_every_setting_of_litemaas_that_is_not_enforced_is_refused(name: str):
     with pytest.raises(UnsupportedSetting) as caught:
         decode_object(json.dumps({name: "anything"}).encode(), NewApiKey)
@@ -156,8 +154,39 @@ def test_every_setting_of_litemaas_that_is_not_enforced_is_refused(name: str):
     assert caught.value.details == {"fields": [name]}
 
 
+@pytest.mark.parametrize("empty", ["[]", "{}", "null"])
+def test_a_setting_that_asks_for_nothing_needs_no_enforcing(empty: str):
+    body = f'{{"guardrails": {empty}, "modelMaxBudget": {empty}}}'
+
+    assert decode_object(body.encode(), NewApiKey) == NewApiKey()
+
+
+@pytest.mark.parametrize(
+    ("body", "violation"),
+    [
+        ('{"permissions": {"allowEverything": true}}', ("permissions.allowEverything", "additionalProperties")),
+        ('{"permissions": {"allowEmbeddings": "no"}}', ("permissions.allowEmbeddings", "type")),
+        ('{"permissions": ["allowEmbeddings"]}', ("permissions", "type")),
+        ('{"tags": [""]}', ("tags[0]", "minLength")),
+        ('{"tags": "prod"}', ("tags", "type")),
+        ('{"teamId": ""}', ("teamId", "minLength")),
+        ('{"modelRpmLimit": {"gpt-4o": -1}}', ("modelRpmLimit[]", "minimum")),
+        ('{"modelTpmLimit": {"gpt-4o": 1.5}}', ("modelTpmLimit[]", "type")),
+        ('{"modelTpmLimit": {"gpt\\u00004o": 1}}', ("modelTpmLimit", "pattern")),
+    ],
+)
+def test_what_litemaas_takes_is_checked(body: str, violation: tuple[str, str]):
+    assert violations_of(body.encode()) == [violation]
+
+
+def test_permissions_are_read():
+    decoded = decode_object(b'{"permissions": {"allowEmbeddings": false, "allowCompletions": null}}', NewApiKey)
+
+    assert decoded.permissions == Permissions(allow_embeddings=False)
+
+
 def test_broken_rules_come_before_settings_that_cannot_be_enforced():
-    assert violations_of(b'{"tags": ["a"], "name": ""}') == [("name", "minLength")]
+    assert violations_of(b'{"guardrails": ["a"], "name": ""}') == [("name", "minLength")]
 
 
 def test_null_means_not_set_for_every_field():

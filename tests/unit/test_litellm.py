@@ -88,6 +88,11 @@ class TestGenerate:
                 rpm_limit=7,
                 max_parallel_requests=2,
                 metadata={"team": "blue"},
+                lite_llm_team_id="team-1",
+                permissions={"allowChatCompletions": True, "allowCompletions": False, "allowEmbeddings": False},
+                tags=["prod"],
+                model_rpm_limit={"o3": 1},
+                model_tpm_limit={"gpt-4o": 100},
             ),
         )
 
@@ -102,7 +107,12 @@ class TestGenerate:
             "metadata": {
                 "keyservice": {"mark": "lmk-0123456789ab", "api_key_id": "3f2504e0-4f89-41d3-9a0c-0305e82c3301"},
                 "user": {"team": "blue"},
+                "tags": ["prod"],
             },
+            "team_id": "team-1",
+            "permissions": {"allow_chat_completions": True, "allow_completions": False, "allow_embeddings": False},
+            "model_rpm_limit": {"o3": 1},
+            "model_tpm_limit": {"gpt-4o": 100},
             "duration": "3600s",
             "max_budget": 5.25,
             "soft_budget": 4.0,
@@ -513,15 +523,35 @@ class TestSomebodyStoppedWaiting:
         assert caught.value.may_still_happen
 
 
+FOUND = GatewayKey(
+    token=DERIVED.token_hash,
+    models=["o3"],
+    budget_duration="30d",
+    soft_budget=2.0,
+    metadata={"keyservice": {"mark": "lmk-0123456789ab"}, "user": {"a": 1}, "tags": ["old"], "of others": 1},
+)
+
+
 class TestUpdate:
-    def update(self, litellm: LiteLLM, settings: KeySettings, *, remaining_seconds: int | None) -> None:
-        litellm.update(DERIVED.token_hash, settings, remaining_seconds=remaining_seconds, deadline=Deadline(5))
+    def update(
+        self, litellm: LiteLLM, settings: KeySettings, *, remaining_seconds: int | None, found: GatewayKey = FOUND
+    ) -> GatewayKey:
+        return litellm.update(found, settings, remaining_seconds=remaining_seconds, deadline=Deadline(5))
 
     def test_sends_every_limit_and_clears_what_is_left_open(self, litellm: LiteLLM, scripted: ScriptedServer):
-        scripted.will_answer(200, {})
+        scripted.will_answer(200, {"token": DERIVED.token_hash})
 
         self.update(
-            litellm, KeySettings(models=["gpt-4o"], rpm_limit=7, budget_duration="yearly"), remaining_seconds=60
+            litellm,
+            KeySettings(
+                models=["gpt-4o"],
+                rpm_limit=7,
+                budget_duration="yearly",
+                metadata={"b": 2},
+                permissions={"allowEmbeddings": False},
+                model_rpm_limit={"gpt-4o": 1},
+            ),
+            remaining_seconds=60,
         )
 
         [asked] = scripted.asked
@@ -530,25 +560,195 @@ class TestUpdate:
             "key": DERIVED.token_hash,
             "models": ["gpt-4o"],
             "max_budget": None,
+            "soft_budget": None,
             "budget_duration": "365d",
             "tpm_limit": None,
             "rpm_limit": 7,
             "max_parallel_requests": None,
+            "team_id": None,
+            "permissions": {"allow_embeddings": False},
+            "model_rpm_limit": {"gpt-4o": 1},
+            "model_tpm_limit": None,
+            "metadata": {"keyservice": {"mark": "lmk-0123456789ab"}, "user": {"b": 2}, "of others": 1},
             "duration": "60s",
         }
 
+    def test_leaves_a_budgets_window_alone(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {"token": DERIVED.token_hash})
+
+        self.update(
+            litellm, KeySettings(models=["gpt-4o"], budget_duration="30d", soft_budget=2.0), remaining_seconds=None
+        )
+
+        assert {"budget_duration", "soft_budget"} & scripted.asked[0].body.keys() == set()
+
     def test_of_a_key_that_never_expires_says_so(self, litellm: LiteLLM, scripted: ScriptedServer):
-        scripted.will_answer(200, {})
+        scripted.will_answer(200, {"token": DERIVED.token_hash})
 
         self.update(litellm, KeySettings(models=["gpt-4o"]), remaining_seconds=None)
 
         assert scripted.asked[0].body["duration"] == "-1"
 
-    def test_that_is_not_taken_is_trouble(self, litellm: LiteLLM, scripted: ScriptedServer):
-        scripted.will_answer(400, own_error(400))
+    @pytest.mark.parametrize(
+        ("status", "body", "fields"),
+        [
+            pytest.param(
+                400, own_error(400, kind="auth_error", message="Invalid budget_duration"), ("budgetDuration",), id="400"
+            ),
+            pytest.param(400, own_error(400), (), id="400 of another type"),
+            pytest.param(403, own_error(403, message="a licence"), (), id="403 about a licence"),
+            pytest.param(
+                422,
+                {"detail": [{"type": "int_parsing", "loc": ["body", "rpm_limit"], "msg": "no"}]},
+                ("rpmLimit",),
+                id="422 of a field",
+            ),
+        ],
+    )
+    def test_refusal_is_told_with_its_fields(
+        self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any, fields: tuple[str, ...]
+    ):
+        scripted.will_answer(status, body)
+
+        with pytest.raises(GatewayRefused) as caught:
+            self.update(litellm, KeySettings(models=["gpt-4o"]), remaining_seconds=None)
+
+        assert caught.value.fields == fields
+
+    @pytest.mark.parametrize(
+        ("status", "body", "may_still_happen"),
+        [
+            pytest.param(
+                400, own_error(400, kind="auth_error", message="Can't reach database server"), False, id="its database"
+            ),
+            pytest.param(404, own_error(404), False, id="no such key"),
+            pytest.param(500, own_error(500), True, id="500"),
+            pytest.param(200, {}, True, id="200 of somebody else"),
+            pytest.param(200, {"token": "f" * 64}, True, id="200 for another key"),
+        ],
+    )
+    def test_anything_else_is_trouble(
+        self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any, *, may_still_happen: bool
+    ):
+        scripted.will_answer(status, body)
+
+        with pytest.raises(GatewayUnavailable) as caught:
+            self.update(litellm, KeySettings(models=["gpt-4o"]), remaining_seconds=None)
+
+        assert caught.value.may_still_happen is may_still_happen
+
+
+class TestConform:
+    WANTED = KeySettings(models=["gpt-4o"], tpm_limit=5, metadata={"a": 1, "b": [True, {"c": 0.1}]})
+    BEFORE = {"models": ["gpt-4o"], "tpm_limit": 4, "metadata": {"user": {"a": 1, "b": [True, {"c": 0.1}]}}}
+    AFTER = {**BEFORE, "tpm_limit": 5}
+
+    def conform(self, litellm: LiteLLM, settings: KeySettings = WANTED) -> bool:
+        return litellm.conform(DERIVED.token_hash, settings, remaining_seconds=None, deadline=Deadline(5))
+
+    def test_leaves_a_key_alone_that_is_so_already(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {"info": self.AFTER})
+
+        assert self.conform(litellm) is True
+
+        assert [asked.method for asked in scripted.asked] == ["GET"]
+
+    def test_reads_back_what_litellm_answers(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {"info": self.BEFORE})
+        scripted.will_answer(200, {"token": DERIVED.token_hash, **self.AFTER})
+
+        assert self.conform(litellm) is True
+
+        assert [asked.method for asked in scripted.asked] == ["GET", "POST"]
+
+    def test_asks_once_more_for_a_soft_budget(self, litellm: LiteLLM, scripted: ScriptedServer):
+        settings = KeySettings(models=["gpt-4o"], soft_budget=3.0)
+        scripted.will_answer(200, {"info": {"models": ["gpt-4o"]}})
+        scripted.will_answer(200, {"token": DERIVED.token_hash, "models": ["gpt-4o"]})
+        scripted.will_answer(200, {"info": {"models": ["gpt-4o"], "litellm_budget_table": {"soft_budget": 3.0}}})
+
+        assert self.conform(litellm, settings) is True
+
+    @pytest.mark.parametrize(
+        "stored", [BEFORE, {**AFTER, "metadata": {}}, {**AFTER, "models": []}], ids=["limit", "metadata", "models"]
+    )
+    def test_is_not_satisfied_with_less(self, litellm: LiteLLM, scripted: ScriptedServer, stored: dict[str, Any]):
+        scripted.will_answer(200, {"info": self.BEFORE})
+        scripted.will_answer(200, {"token": DERIVED.token_hash, **stored})
+
+        with pytest.raises(GatewayUnavailable) as caught:
+            self.conform(litellm)
+
+        assert caught.value.may_still_happen is False
+
+    def test_of_a_key_that_is_not_there_says_so(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(404, own_error(404))
+
+        assert self.conform(litellm) is False
+
+    def test_refused_is_only_what_can_be_read_unchanged(self, litellm: LiteLLM, scripted: ScriptedServer):
+        refusal = own_error(400, kind="auth_error", message="tpm_limit")
+        for again in (self.BEFORE, self.AFTER):
+            scripted.will_answer(200, {"info": self.BEFORE})
+            scripted.will_answer(400, refusal)
+            scripted.will_answer(200, {"info": again})
+
+        with pytest.raises(GatewayRefused):
+            self.conform(litellm)
+        with pytest.raises(GatewayUnavailable):
+            self.conform(litellm)
+
+
+class TestTeam:
+    @pytest.mark.parametrize(
+        ("status", "body", "is_there"), [(200, {"team_id": "t"}, True), (404, own_error(404), False)]
+    )
+    def test_is_there_or_not(self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any, is_there: Any):
+        scripted.will_answer(status, body)
+
+        assert litellm.has_team("t", deadline=Deadline(5)) is is_there
+        assert scripted.asked[0].path == "/team/info?team_id=t"
+
+    def test_that_a_proxy_in_between_does_not_find_is_trouble(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(404, {"message": "no such page"})
 
         with pytest.raises(GatewayUnavailable):
-            self.update(litellm, KeySettings(models=["gpt-4o"]), remaining_seconds=None)
+            litellm.has_team("t", deadline=Deadline(5))
+
+
+class TestDifferences:
+    @pytest.mark.parametrize(
+        ("key", "name"),
+        [
+            ({"team_id": "another"}, "team_id"),
+            ({"team_id": None}, "team_id"),
+            ({"permissions": {}}, "permissions"),
+            ({"metadata": {"model_rpm_limit": {"o3": 1}, "model_tpm_limit": {"o3": 3}}}, "tags"),
+            (
+                {"metadata": {"model_rpm_limit": {"o3": 9}, "model_tpm_limit": {"o3": 3}, "tags": ["a"]}},
+                "model_rpm_limit",
+            ),
+            ({"metadata": {"model_rpm_limit": {"o3": 1}, "tags": ["a"]}}, "model_tpm_limit"),
+        ],
+    )
+    def test_name_each_field_that_litellm_keeps_elsewhere(self, key: dict[str, Any], name: str):
+        settings = KeySettings(
+            models=["o3"],
+            lite_llm_team_id="team-1",
+            permissions={"allowEmbeddings": False},
+            tags=["a"],
+            model_rpm_limit={"o3": 1},
+            model_tpm_limit={"o3": 3},
+        )
+        same: dict[str, Any] = {
+            "models": ["o3"],
+            "team_id": "team-1",
+            "permissions": {"allow_embeddings": False},
+            "metadata": {"model_rpm_limit": {"o3": 1}, "model_tpm_limit": {"o3": 3}, "tags": ["a"], "user": {}},
+        }
+
+        assert GatewayKey(token="t", **same).differences(settings) == []
+        assert GatewayKey(token="t", **(same | key)).differences(settings) == [name]
 
 
 class TestKeyList:

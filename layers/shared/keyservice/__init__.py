@@ -1,4 +1,4 @@
-"""The life of LiteLLM API keys: create, list, delete, each with its audit record, and who may see what. In reading order:
+"""The life of LiteLLM API keys: create, list, change, delete, each with its audit record, and who may see what. In reading order:
 
 endpoint        API Gateway boundary: Request, Response, @endpoint; the only place an error becomes HTTP
 jobs            the boundary of scheduled jobs
@@ -6,6 +6,7 @@ authorizer      the boundary of the Lambda authorizer
 callers         who calls, from a token's claims
 wiring          builds the parts once per execution environment; the only reader of os.environ
 creation        creating a key: the rules and the order of things (creation_store: its SQL)
+alteration      changing a key, resetting its spend (alteration_store: its SQL)
 deletion        deleting a key (deletion_store: its SQL)
 listing         showing keys: one, the caller's, a user's, everybody's (listing_store: its SQL)
 key_statistics  counting a caller's keys (key_statistics_store: its SQL)
@@ -22,6 +23,8 @@ key_defaults    the defaults and maximums of keys (key_defaults_store: its SQL)
 audit_trail     the audit records, page by page (audit_trail_store: its SQL)
 standing        who may do what: the roles
 model_catalog   the models LiteLLM serves, remembered for a minute
+key_settings    what a key is allowed, as one value of SQL, and its ETag
+key_rules       the rules that every key has to keep
 key_status      what a key is at the moment, in one word of SQL
 audit           the audit record of an operation that ended
 journal         what every change shares: locks, whose change it is, giving an operation back

@@ -11,13 +11,18 @@ def record_of(ended: LiteralString) -> LiteralString:
     """
     return (
         """INSERT INTO audit_logs (
-        user_id, action, resource_type, resource_id, ip_address, user_agent, success, error_message, metadata
+        user_id, action, resource_type, resource_id, ip_address, user_agent, success, error_message, old_values, new_values,
+        metadata
     )
     SELECT
         (SELECT u.id FROM users AS u WHERE u.id = (o.actor ->> 'user_id')::uuid),
-        CASE WHEN o.request ->> 'reason' = 'expired' THEN 'API_KEY_EXPIRED' ELSE 'API_KEY_' || upper(o.kind) END,
+        CASE
+            WHEN o.request ->> 'reason' = 'expired' THEN 'API_KEY_EXPIRED'
+            WHEN o.request ->> 'reason' = 'resetSpend' THEN 'API_KEY_RESET_SPEND'
+            ELSE 'API_KEY_' || upper(o.kind)
+        END,
         'API_KEY', o.api_key_id, (o.actor ->> 'ip_address')::inet, o.actor ->> 'user_agent', o.state = 'done',
-        o.last_error,
+        o.last_error, o.request -> 'old', o.request -> 'new',
         jsonb_build_object(
             'requestId', o.actor ->> 'request_id', 'operationId', o.id, 'userId', o.user_id, 'name', o.key_name,
             'keyPrefix', o.key_prefix, 'models', o.models, 'modelCount', cardinality(o.models)

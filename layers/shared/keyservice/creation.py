@@ -35,6 +35,7 @@ from keyservice.errors import (
     Violation,
     reason,
 )
+from keyservice.key_rules import Refusal, RuleViolation, inconsistencies, refusal_of
 from keyservice.litellm import LiteLLM
 from keyservice.model_catalog import ModelCatalog
 from keyservice.models import (
@@ -152,7 +153,7 @@ class KeyCreation:
     ) -> PendingCreate | store.Repeated:
         operation_id = uuid.uuid4()
 
-        def begin() -> PendingCreate | store.Repeated | store.Refusal:
+        def begin() -> PendingCreate | store.Repeated | Refusal:
             return store.begin_create(
                 self._database,
                 caller,
@@ -173,7 +174,7 @@ class KeyCreation:
             begun = begin()
         except OutcomeUnknown:
             begun = self._begun_after_all(begin, operation_id)
-        if isinstance(begun, store.Refusal):
+        if isinstance(begun, Refusal):
             telemetry.identify(user_id=begun.user_id)
             raise _refusal(begun.rules, model_access=self._rules.model_access)
         if isinstance(begun, PendingCreate):
@@ -183,8 +184,8 @@ class KeyCreation:
         return begun
 
     def _begun_after_all(
-        self, begin: Callable[[], PendingCreate | store.Repeated | store.Refusal], operation_id: uuid.UUID
-    ) -> PendingCreate | store.Repeated | store.Refusal:
+        self, begin: Callable[[], PendingCreate | store.Repeated | Refusal], operation_id: uuid.UUID
+    ) -> PendingCreate | store.Repeated | Refusal:
         """After a T1 whose answer was lost. Begins with the same ids again: a first try that did commit, even one that
         does so only now, is found by them and never doubled."""
         try:
@@ -207,15 +208,14 @@ class KeyCreation:
                 raise GatewayUnavailable("the key expired before LiteLLM confirmed it", may_still_happen=False)
             found = self._litellm.find(pending.token_hash, deadline=deadline)
             if found is None:
-                if not pending.user.is_known:
-                    self._litellm.ensure_user(pending.user, deadline=deadline)
+                self._prepare(pending, deadline=deadline)
                 self._generate(pending, derived, deadline=deadline)
                 found = self._litellm.find(pending.token_hash, deadline=deadline)
             if found is None:
                 raise GatewayUnavailable("key/info: the key is not there", may_still_happen=True)
             if found.differences(pending.settings):
                 self._litellm.update(
-                    pending.token_hash,
+                    found,
                     pending.settings,
                     remaining_seconds=pending.remaining_seconds,
                     deadline=deadline,
@@ -227,9 +227,11 @@ class KeyCreation:
     def _make_in_gateway(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
         started = time.monotonic()
         try:
-            if not pending.user.is_known:
-                self._litellm.ensure_user(pending.user, deadline=deadline)
-                pending = _aged(pending, seconds=time.monotonic() - started)
+            self._prepare(pending, deadline=deadline)
+            pending = _aged(pending, seconds=time.monotonic() - started)
+        except GatewayRefused as refused:
+            self._give_up_refused(pending, refused, deadline=deadline)
+            raise
         except Unavailable as trouble:
             self._release(pending, trouble, may_still_happen=False)
             raise OperationPending from trouble
@@ -241,6 +243,14 @@ class KeyCreation:
         except Unavailable as trouble:
             self._release(pending, trouble, may_still_happen=_may_still_happen(trouble))
             raise OperationPending from trouble
+
+    def _prepare(self, pending: PendingCreate, *, deadline: Deadline) -> None:
+        """What has to be there in LiteLLM before the key. Raises GatewayRefused for a team that is not."""
+        if not pending.user.is_known:
+            self._litellm.ensure_user(pending.user, deadline=deadline)
+        team_id = pending.settings.lite_llm_team_id
+        if team_id is not None and not self._litellm.has_team(team_id, deadline=deadline):
+            raise GatewayRefused(status_answered=404, fields=["teamId"])
 
     def _generate(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
         self._litellm.generate(
@@ -265,7 +275,7 @@ class KeyCreation:
         if not is_absent:
             self._release(pending, refused, may_still_happen=True)
             raise OperationPending from refused
-        self._finish_undo(pending, f"refused by LiteLLM: {', '.join(refused.fields) or refused.status_answered}")
+        self._finish_undo(pending, refused.recorded)
 
     def _undo(self, pending: PendingCreate, created: store.Created, *, deadline: Deadline) -> None:
         """Takes the key back as far as possible now; the operation is committed to it and is settled otherwise."""
@@ -325,12 +335,8 @@ def require_consistent(wanted: NewApiKey) -> None:
         violations.append(Violation("modelIds", "At least one model must be selected", "required"))
     if wanted.model_ids is not None and wanted.subscription_id is not None:
         violations.append(Violation("subscriptionId", "must not be given together with modelIds", "not"))
-    if wanted.model_ids is not None and len(set(wanted.model_ids)) < len(wanted.model_ids):
-        violations.append(Violation("modelIds", "must not name a model twice", "uniqueItems"))
-    violations.extend(
-        Violation(field, "must not have more than 2 decimals", "multipleOf")
-        for field, money in (("maxBudget", wanted.max_budget), ("softBudget", wanted.soft_budget))
-        if money is not None and round(money, 2) != money
+    violations += inconsistencies(
+        model_ids=wanted.model_ids, money=[("maxBudget", wanted.max_budget), ("softBudget", wanted.soft_budget)]
     )
     if violations:
         raise invalid(violations)
@@ -378,13 +384,15 @@ def _undone(reason: str | None) -> ServiceError:
             return standing.inactive()
         case "notEntitled":
             return InvalidRequest("A subscription this key needs ended while the key was being created.")
+        case "notMember":
+            return InvalidRequest("The membership in this key's team ended while the key was being created.")
         case "past":
             return invalid([Violation("expiresAt", "must be in the future", "past")])
         case _:
             return OperationSuperseded("The key was removed while it was being created. No key was issued.")
 
 
-def _refusal(broken: Sequence[store.RuleViolation], *, model_access: Literal["subscription", "any"]) -> ServiceError:
+def _refusal(broken: Sequence[RuleViolation], *, model_access: Literal["subscription", "any"]) -> ServiceError:
     codes = {(rule.field, rule.code) for rule in broken}
     if ("user", "inactiveUser") in codes:
         return standing.inactive()
@@ -398,43 +406,4 @@ def _refusal(broken: Sequence[store.RuleViolation], *, model_access: Literal["su
                 "suggestion": "Subscription not found. Please verify the subscription exists and is accessible",
             },
         )
-    violations = [Violation(rule.field, _sentence(rule, model_access=model_access), rule.code) for rule in broken]
-    return InvalidRequest(
-        "; ".join(violation.message for violation in violations),
-        violations=violations,
-        details={"field": broken[0].field, "suggestion": _suggestion(broken[0])},
-    )
-
-
-def _sentence(rule: store.RuleViolation, *, model_access: Literal["subscription", "any"]) -> str:
-    match rule.code, rule.field:
-        case "notEntitled", _ if model_access == "any":
-            return f"The following models do not exist: {', '.join(rule.bound)}"
-        case "notEntitled", _:
-            return f"You do not have active subscriptions for the following models: {', '.join(rule.bound)}"
-        case "notActive", _:
-            return f"Cannot create API key for {rule.bound} subscription"
-        case "keyLimit", _:
-            return f"Maximum {rule.bound} active API keys allowed per user"
-        case "maximum", "expiresAt":
-            return f"expiresAt: exceeds maximum expiration of {rule.bound} days"
-        case "required", _:
-            return f"expiresAt: a maximum expiration of {rule.bound} days is configured; 'Never' is not allowed"
-        case "past", _:
-            return "expiresAt: must be in the future"
-        case "tooFar", _:
-            return "expiresAt: must be within 10 years"
-        case _:
-            return f"{rule.field}: exceeds maximum {rule.bound}"
-
-
-def _suggestion(rule: store.RuleViolation) -> str:
-    match rule.code:
-        case "notEntitled":
-            return "Please ensure you have active subscriptions for all selected models"
-        case "notActive":
-            return "Subscription must be active to create API keys"
-        case "keyLimit":
-            return f"Please delete some existing API keys before creating new ones. Current limit: {rule.bound}"
-        case _:
-            return "Please check your input and try again"
+    return refusal_of(broken, model_access=model_access)

@@ -12,34 +12,18 @@ from keyservice.audit import record_of
 from keyservice.database import Database, Statement
 from keyservice.errors import OutcomeUnknown
 from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, registering, repeated_once, require_known
-from keyservice.models import Caller, GatewayUser, Idempotency, ModelDetails, NewApiKey, PendingCreate
+from keyservice.key_rules import CONFIGURED, DISCOVERED, Refusal
+from keyservice.models import (
+    Caller,
+    GatewayUser,
+    Idempotency,
+    ModelDetails,
+    NewApiKey,
+    PendingCreate,
+    Permissions,
+    parse_uuid,
+)
 from keyservice.standing import STANDING
-
-
-class RuleViolation(msgspec.Struct, frozen=True):
-    """A rule of the database's that a create breaks; `bound` is the limit, or the models concerned."""
-
-    field: str
-    code: Literal[
-        "inactiveUser",
-        "readOnly",
-        "notFound",
-        "notActive",
-        "notEntitled",
-        "maximum",
-        "past",
-        "tooFar",
-        "required",
-        "keyLimit",
-    ]
-    bound: Any = None
-
-
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """Every rule the request breaks; the audit record of it is written."""
-
-    user_id: UUID
-    rules: list[RuleViolation]
 
 
 class Repeated(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,11 +71,9 @@ WITH caller AS (
 """
     + STANDING
     + """,
-configured AS (
-    SELECT coalesce(s.value -> 'defaults', '{}') AS defaults, coalesce(s.value -> 'maximums', '{}') AS maximums
-    FROM (VALUES (true)) AS always (is_there)
-    LEFT JOIN system_settings AS s ON s.key = 'api_key_defaults'
-),
+"""
+    + CONFIGURED
+    + """,
 subscribed AS (
     SELECT s.id, s.model_id, s.status, s.status = 'active' AND (s.expires_at IS NULL OR s.expires_at > now()) AS is_active
     FROM subscriptions AS s
@@ -121,13 +103,9 @@ wanted AS (
         maximums
     FROM configured
 ),
-discovered AS (
-    INSERT INTO models (id, name, provider)
-    SELECT d.id, d.name, left(d.provider, 100)
-    FROM jsonb_to_recordset(%(gateway_models)s::jsonb) AS d (id text, name text, provider text)
-    WHERE d.id = ANY (%(model_ids)s::text[])
-    ON CONFLICT DO NOTHING
-),
+"""
+    + DISCOVERED
+    + """,
 entitled AS (
     SELECT model_id FROM subscribed WHERE is_active AND %(model_access)s = 'subscription'
     UNION
@@ -139,6 +117,23 @@ not_entitled AS (
     SELECT array_agg(m.model_id ORDER BY m.position) AS models
     FROM wanted, unnest(wanted.models) WITH ORDINALITY AS m (model_id, position)
     WHERE m.model_id NOT IN (SELECT model_id FROM entitled)
+),
+team AS (
+    -- By LiteMaaS's id or by LiteLLM's; only one whose money the caller may spend.
+    SELECT t.id, nullif(t.lite_llm_team_id, '') AS lite_llm_team_id
+    FROM teams AS t
+    JOIN team_members AS m ON m.team_id = t.id AND m.role <> 'viewer'
+    JOIN caller ON caller.id = m.user_id
+    WHERE t.is_active IS NOT FALSE AND (t.id = %(team_uuid)s::uuid OR t.lite_llm_team_id = %(team_id)s)
+    ORDER BY t.id
+    LIMIT 1
+),
+per_model AS (
+    SELECT 'modelRpmLimit' AS field, l.model_id, l.bound::integer
+    FROM jsonb_each_text(%(model_rpm_limit)s::jsonb) AS l (model_id, bound)
+    UNION ALL
+    SELECT 'modelTpmLimit', l.model_id, l.bound::integer
+    FROM jsonb_each_text(%(model_tpm_limit)s::jsonb) AS l (model_id, bound)
 ),
 counted AS (
     SELECT count(*) AS keys
@@ -171,7 +166,19 @@ broken AS (
         (11, 'expiresAt', 'required', configured.maximums -> 'expirationDays',
             wanted.expires_at IS NULL AND (configured.maximums ->> 'expirationDays') IS NOT NULL),
         (12, 'activeKeysCount', 'keyLimit', to_jsonb(%(max_active_keys)s::integer),
-            counted.keys >= %(max_active_keys)s::integer)
+            counted.keys >= %(max_active_keys)s::integer),
+        (13, 'teamId', 'notMember', NULL, %(team_id)s::text IS NOT NULL AND NOT EXISTS (SELECT FROM team)),
+        (14, 'teamId', 'notLinked', NULL, EXISTS (SELECT FROM team WHERE lite_llm_team_id IS NULL)),
+        (15, 'modelRpmLimit', 'maximum', configured.maximums -> 'rpmLimit', EXISTS (
+            SELECT FROM per_model AS p
+            WHERE p.field = 'modelRpmLimit' AND p.bound > (configured.maximums ->> 'rpmLimit')::integer)),
+        (16, 'modelTpmLimit', 'maximum', configured.maximums -> 'tpmLimit', EXISTS (
+            SELECT FROM per_model AS p
+            WHERE p.field = 'modelTpmLimit' AND p.bound > (configured.maximums ->> 'tpmLimit')::integer)),
+        (17, 'modelRpmLimit', 'notSelected', NULL, EXISTS (
+            SELECT FROM per_model AS p WHERE p.field = 'modelRpmLimit' AND p.model_id <> ALL (wanted.models))),
+        (18, 'modelTpmLimit', 'notSelected', NULL, EXISTS (
+            SELECT FROM per_model AS p WHERE p.field = 'modelTpmLimit' AND p.model_id <> ALL (wanted.models)))
     ) AS rule (position, field, code, bound, is_broken)
     WHERE is_broken
 ),
@@ -243,16 +250,20 @@ new_key AS (
     INSERT INTO api_keys (
         id, user_id, subscription_id, name, key_hash, key_prefix, lite_llm_key_id, litellm_key_alias, max_budget,
         soft_budget, budget_duration, tpm_limit, rpm_limit, max_parallel_requests, expires_at, metadata, is_active,
-        sync_status
+        sync_status, team_id, lite_llm_team_id, permissions, tags, model_rpm_limit, model_tpm_limit
     )
     SELECT
         %(api_key_id)s, allowed.user_id, %(subscription_id)s, %(name)s, %(token_hash)s, %(key_prefix)s,
         %(token_hash)s, i.mark || ':' || %(api_key_id)s::text || ':1', allowed.max_budget, allowed.soft_budget,
         allowed.budget_duration, allowed.tpm_limit, allowed.rpm_limit, %(max_parallel_requests)s,
-        allowed.expires_at, %(metadata)s, false, 'pending'
-    FROM allowed, keyservice_installation AS i
+        allowed.expires_at, %(metadata)s, false, 'pending', team.id, team.lite_llm_team_id, %(permissions)s, %(tags)s,
+        %(model_rpm_limit)s, %(model_tpm_limit)s
+    FROM allowed
+    CROSS JOIN keyservice_installation AS i
+    LEFT JOIN team ON true
     RETURNING id, user_id, name, max_budget, soft_budget, budget_duration, tpm_limit, rpm_limit,
-        max_parallel_requests, expires_at, metadata, created_at, litellm_key_alias, key_prefix
+        max_parallel_requests, expires_at, metadata, created_at, litellm_key_alias, key_prefix, team_id,
+        lite_llm_team_id, permissions, tags, model_rpm_limit, model_tpm_limit
 ),
 new_models AS (
     INSERT INTO api_key_models (api_key_id, model_id)
@@ -281,7 +292,9 @@ new_operation AS (
             'name', new_key.name, 'expires_at', new_key.expires_at, 'max_budget', new_key.max_budget,
             'soft_budget', new_key.soft_budget, 'budget_duration', new_key.budget_duration,
             'tpm_limit', new_key.tpm_limit, 'rpm_limit', new_key.rpm_limit,
-            'max_parallel_requests', new_key.max_parallel_requests
+            'max_parallel_requests', new_key.max_parallel_requests, 'team_id', new_key.team_id,
+            'lite_llm_team_id', new_key.lite_llm_team_id, 'permissions', new_key.permissions, 'tags', new_key.tags,
+            'model_rpm_limit', new_key.model_rpm_limit, 'model_tpm_limit', new_key.model_tpm_limit
         )) || jsonb_build_object('models', allowed.models, 'metadata', new_key.metadata,
             'subscription_id', %(subscription_id)s::uuid, 'is_checked', %(model_access)s = 'subscription'),
         %(token_hash)s, new_key.name, new_key.key_prefix, allowed.models
@@ -372,6 +385,12 @@ def begin_create(
         "rpm_limit": wanted.rpm_limit,
         "max_parallel_requests": wanted.max_parallel_requests,
         "metadata": Jsonb(wanted.metadata or {}),
+        "team_id": wanted.team_id,
+        "team_uuid": wanted.team_id and parse_uuid(wanted.team_id),
+        "permissions": Jsonb(msgspec.to_builtins(wanted.permissions or Permissions())),
+        "tags": wanted.tags,
+        "model_rpm_limit": wanted.model_rpm_limit and Jsonb(wanted.model_rpm_limit),
+        "model_tpm_limit": wanted.model_tpm_limit and Jsonb(wanted.model_tpm_limit),
         "model_access": model_access,
         "gateway_models": Jsonb([msgspec.structs.asdict(model) for model in gateway_models]),
         "max_active_keys": max_active_keys,
@@ -481,6 +500,10 @@ checked AS (
                 AND s.status = 'active' AND (s.expires_at IS NULL OR s.expires_at > now())
             )
         ) THEN 'notEntitled'
+        WHEN held.request ->> 'team_id' IS NOT NULL AND NOT EXISTS (
+            SELECT FROM team_members AS m
+            WHERE m.team_id = (held.request ->> 'team_id')::uuid AND m.user_id = held.user_id AND m.role <> 'viewer'
+        ) THEN 'notMember'
     END AS reason
     FROM held
 ),

@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import msgspec
 
 from keyservice.errors import InvalidRequest, UnsupportedSetting, Violation
 
-# LiteMaaS's create takes these too; until LiteLLM can be told to enforce them they are refused, never dropped.
-_UNSUPPORTED = frozenset(
-    {"teamId", "permissions", "tags", "guardrails", "modelMaxBudget", "modelRpmLimit", "modelTpmLimit"}
-)
+# LiteMaaS's create takes these too. LiteLLM 1.106.0 enforces neither without a licence (a key with guardrails in its
+# metadata is made, and then refused every call), so they are refused and never dropped.
+_UNSUPPORTED = frozenset({"guardrails", "modelMaxBudget"})
 
 # How msgspec 0.22 words what is wrong -> the code that LiteMaaS (AJV) gives for the same mistake.
 _CODES = (
@@ -29,20 +29,26 @@ _AT = re.compile(r" - at `\$(?P<path>.*)`$")
 
 
 def decode_object[T: msgspec.Struct](body: bytes, shape: type[T]) -> T:
-    """The body as `shape`; null means not set. Raises InvalidRequest with one violation per wrong, missing or
-    unknown field, also of an object within, and UnsupportedSetting for a field that is known but cannot be enforced."""
+    """The body as `shape`; null means not set, and where a field left out stays as it is, null clears it.
+
+    Raises InvalidRequest with one violation per wrong, missing or unknown field, also of an object within, and
+    UnsupportedSetting for a field that is known but cannot be enforced.
+    """
     fields = {field.encode_name for field in msgspec.structs.fields(shape)}
     given = _decode_json_object(body)
-    unsupported = sorted(name for name in _UNSUPPORTED - fields if given.get(name) is not None)
+    unsupported = sorted(name for name in _UNSUPPORTED - fields if given.get(name) not in (None, [], {}))
     violations: list[Violation] = []
     decoded = _decode_fields(
-        {name: value for name, value in given.items() if name not in unsupported}, shape, path="", violations=violations
+        {name: value for name, value in given.items() if name not in _UNSUPPORTED - fields},
+        shape,
+        path="",
+        violations=violations,
     )
     if violations or decoded is None:
         raise invalid(violations)
     if unsupported:
         raise UnsupportedSetting(
-            f"This service cannot enforce {', '.join(unsupported)}. Leave it out: nothing was created.",
+            f"This service cannot enforce {', '.join(unsupported)}. Leave it out: nothing was done.",
             details={"fields": unsupported},
         )
     return decoded
@@ -53,10 +59,12 @@ def _decode_fields[T: msgspec.Struct](
 ) -> T | None:
     """None when a field is wrong, which is then among the violations."""
     fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
+    # Where a field that is left out stays as it is, null is a value like any other.
+    clears = any(field.default is msgspec.UNSET for field in fields.values())
     values: dict[str, Any] = {}
     before = len(violations)
     for name, value in given.items():
-        if value is None:
+        if value is None and not clears:
             continue
         at = path + _shown(name)
         if name not in fields:
@@ -84,7 +92,9 @@ def _decode_fields[T: msgspec.Struct](
 
 
 def _struct(kind: Any) -> type[msgspec.Struct] | None:
-    return kind if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else None
+    """Also of an optional one."""
+    kinds: tuple[Any, ...] = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return next((part for part in kinds if isinstance(part, type) and issubclass(part, msgspec.Struct)), None)
 
 
 def invalid(violations: Iterable[Violation]) -> InvalidRequest:

@@ -23,6 +23,7 @@ from keyservice.errors import (
     ErrorEnvelope,
     InvalidRequest,
     PayloadTooLarge,
+    PreconditionFailed,
     Retry,
     ServiceError,
     Unauthorized,
@@ -94,6 +95,10 @@ class Request:
         return decode_object(self._raw_body(), shape)
 
     @property
+    def if_match(self) -> str | None:
+        return self.headers.get("if-match")
+
+    @property
     def idempotency_key(self) -> str | None:
         """Raises InvalidRequest unless it is 1 to 255 printable ASCII characters."""
         key = self.headers.get("idempotency-key")
@@ -155,6 +160,8 @@ def endpoint(operation: str) -> Callable[[Callable[[Request], Response]], Callab
                 answer = _response_answer(request, response)
             except ServiceError as error:
                 code = error.code
+                if isinstance(error, PreconditionFailed):
+                    request.notices["etag"] = error.entity_tag
                 if error.status >= 500:
                     telemetry.explain(reason(error))
                 answer = _error_answer(request, error)

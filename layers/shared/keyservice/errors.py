@@ -11,6 +11,7 @@ ServiceError
 ├── OperationInProgress     409 OPERATION_IN_PROGRESS    the same request is still running; retry
 ├── OperationOver           409 OPERATION_OVER           done, failed or superseded: nothing to try again
 ├── Gone                    410 GONE                     what the repeated request made is no more
+├── PreconditionFailed      412 PRECONDITION_FAILED      the key is not as If-Match says; `entity_tag` is what it is now
 ├── PayloadTooLarge         413 PAYLOAD_TOO_LARGE
 ├── UnsupportedMediaType    415 UNSUPPORTED_MEDIA_TYPE
 ├── IdempotencyKeyReused    422 IDEMPOTENCY_KEY_REUSED   another body came with this Idempotency-Key
@@ -28,6 +29,7 @@ Anything else that escapes is our own mistake and becomes 500 INTERNAL_ERROR in 
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
+from uuid import UUID
 
 import msgspec
 
@@ -108,6 +110,11 @@ class GatewayRefused(InvalidRequest):
         self.status_answered = status_answered
         self.fields = tuple(fields)
 
+    @property
+    def recorded(self) -> str:
+        """What the journal keeps."""
+        return f"refused by LiteLLM: {', '.join(self.fields) or self.status_answered}"
+
 
 class Unauthorized(ServiceError):
     status = 401
@@ -148,6 +155,15 @@ class OperationOver(ServiceError):
 class Gone(ServiceError):
     status = 410
     code = "GONE"
+
+
+class PreconditionFailed(ServiceError):
+    status = 412
+    code = "PRECONDITION_FAILED"
+
+    def __init__(self, *, entity_tag: str) -> None:
+        super().__init__("The key has changed since. Read it again, and repeat the change if it still makes sense.")
+        self.entity_tag = entity_tag
 
 
 class IdempotencyKeyReused(ServiceError):
@@ -208,11 +224,12 @@ class GatewayUnavailable(Unavailable):
 class OperationPending(Unavailable):
     """LiteLLM has not confirmed the change; the operation stays in the journal until it is settled."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "LiteLLM has not confirmed the change, so no key was issued. What may have been made is cleared up by the "
-            "service itself; try again shortly."
-        )
+    def __init__(
+        self,
+        message: str = "LiteLLM has not confirmed the change, so no key was issued. What may have been made is cleared up "
+        "by the service itself; try again shortly.",
+    ) -> None:
+        super().__init__(message)
 
 
 class DerivationUnavailable(Unavailable):
@@ -230,3 +247,16 @@ def reason(trouble: ServiceError) -> str:
     if isinstance(trouble, OperationPending) and isinstance(trouble.__cause__, ServiceError):
         return reason(trouble.__cause__)
     return trouble.reason if isinstance(trouble, GatewayUnavailable) else type(trouble).__name__
+
+
+def missing_key(key_id: UUID | None) -> NotFound:
+    """A key that is not there, or somebody else's; None for an id that is none."""
+    named = "" if key_id is None else f" with ID '{key_id}'"
+    return NotFound(
+        f"API key{named} not found",
+        details={
+            "resource": "API key",
+            **({} if key_id is None else {"id": str(key_id)}),
+            "suggestion": "API key not found or you do not have permission to access it",
+        },
+    )

@@ -35,7 +35,7 @@ LOCK_KEY = """/* lock_key */
 SELECT id FROM api_keys WHERE id = %(api_key_id)s FOR UPDATE"""
 
 
-# A generate that LiteLLM itself answered, or that was never sent, cannot come true later.
+# A generate or a change that LiteLLM itself answered, or that was never sent, cannot come true later.
 _RELEASE = """/* release */
 WITH gate AS (
     UPDATE api_key_operations AS o
@@ -45,7 +45,12 @@ WITH gate AS (
             o.next_attempt_at, (SELECT max(t.unsafe_until) FROM api_key_tokens AS t WHERE t.api_key_id = o.api_key_id)
         ) ELSE o.next_attempt_at END
     WHERE o.id = %(operation_id)s AND o.epoch = %(epoch)s AND o.state = 'pending'
-    RETURNING o.token_hash, o.earlier_answered
+    RETURNING o.api_key_id, o.kind, o.token_hash, o.earlier_answered
+),
+settings_safe AS (
+    UPDATE api_key_tokens AS t SET settings_unsafe_until = NULL, updated_at = now()
+    FROM gate
+    WHERE gate.kind = 'update' AND t.api_key_id = gate.api_key_id AND gate.earlier_answered AND NOT %(may_still_happen)s
 )
 UPDATE api_key_tokens AS t SET unsafe_until = NULL, updated_at = now()
 FROM gate

@@ -8,18 +8,16 @@ from keyservice import telemetry
 from keyservice.database import Database
 from keyservice.decoding import invalid
 from keyservice.errors import NotFound, Violation
-from keyservice.listing_store import StoredKey, StoredPage
+from keyservice.listing_store import StoredPage
 from keyservice.models import (
     Caller,
     Cursor,
     FoundKey,
     KeyPage,
-    ListedKey,
     ListQuery,
     Pagination,
     or_unset,
     parse_uuid,
-    timestamp,
 )
 from keyservice.queries import decode_cursor, encode_cursor, parse_boolean, parse_id, parse_whole_number
 from keyservice.standing import require_active, require_may_see_all
@@ -41,7 +39,7 @@ class KeyListing:
         if found is None:
             raise _key_not_found()
         telemetry.identify(key_id=key_id)
-        return FoundKey(key=_listed(found), entity_tag=entity_tag(found))
+        return found
 
     def page(self, caller: Caller, parameters: Mapping[str, str]) -> KeyPage:
         """The page of the caller's keys that the query string asks for, newest first.
@@ -110,11 +108,6 @@ def parse_list_query(
     )
 
 
-def entity_tag(key: StoredKey) -> str:
-    """A strong ETag (RFC 9110, 8.8.3) of the row's version, the moment of its last change in microseconds."""
-    return f'"{round(key.updated_at.timestamp() * 1_000_000):x}"'
-
-
 def _key_not_found() -> NotFound:
     return NotFound(
         "API key not found",
@@ -123,7 +116,9 @@ def _key_not_found() -> NotFound:
 
 
 def _page(query: ListQuery, stored: StoredPage) -> KeyPage:
-    return KeyPage(data=[_listed(key) for key in stored.keys[: query.limit]], pagination=_pagination(query, stored))
+    return KeyPage(
+        data=[store.listed(key) for key in stored.keys[: query.limit]], pagination=_pagination(query, stored)
+    )
 
 
 def _pagination(query: ListQuery, stored: StoredPage) -> Pagination:
@@ -138,33 +133,4 @@ def _pagination(query: ListQuery, stored: StoredPage) -> Pagination:
         next_cursor=or_unset(
             last and encode_cursor(Cursor(created_at=last.created_at, id=last.id, total=stored.total))
         ),
-    )
-
-
-def _listed(key: StoredKey) -> ListedKey:
-    return ListedKey(
-        id=key.id,
-        user_id=key.user_id,
-        key_prefix=key.key_prefix,
-        models=[model.id for model in key.model_details],
-        created_at=timestamp(key.created_at),
-        is_active=key.is_active,
-        status=key.status,
-        name=key.name or "",
-        model_details=key.model_details,
-        current_spend=key.current_spend,
-        budget_duration=key.budget_duration or "",
-        model_max_budget=key.model_max_budget or {},
-        model_rpm_limit=key.model_rpm_limit or {},
-        model_tpm_limit=key.model_tpm_limit or {},
-        metadata=key.metadata or {},
-        subscription_id=or_unset(key.subscription_id),
-        last_used_at=or_unset(key.last_used_at and timestamp(key.last_used_at)),
-        expires_at=or_unset(key.expires_at and timestamp(key.expires_at)),
-        max_budget=or_unset(key.max_budget),
-        soft_budget=or_unset(key.soft_budget),
-        tpm_limit=or_unset(key.tpm_limit),
-        rpm_limit=or_unset(key.rpm_limit),
-        max_parallel_requests=or_unset(key.max_parallel_requests),
-        spend_as_of=or_unset(key.last_sync_at and timestamp(key.last_sync_at)),
     )

@@ -8,8 +8,9 @@ import msgspec
 
 from keyservice.database import Database, Rows, Statement
 from keyservice.journal import identity
+from keyservice.key_settings import ENTITY_TAG
 from keyservice.key_status import PENDING_OPERATION, STATUS
-from keyservice.models import Caller, ListQuery, ModelDetails
+from keyservice.models import Caller, FoundKey, ListedKey, ListQuery, ModelDetails, or_unset, timestamp
 from keyservice.standing import CALLER, Standing, ask_as_caller
 
 
@@ -20,7 +21,6 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     user_id: UUID
     key_prefix: str
     created_at: datetime
-    updated_at: datetime
     is_active: bool
     status: str
     name: str | None
@@ -39,7 +39,12 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     tpm_limit: int | None
     rpm_limit: int | None
     max_parallel_requests: int | None
+    team_id: UUID | None
+    permissions: dict[str, Any] | None
+    tags: list[str] | None
     last_sync_at: datetime | None
+    entity_tag: str = ""
+    """Only of a key that is shown alone."""
 
 
 class StoredPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +95,6 @@ page AS (
 # Of a row `k` of `shown`.
 _COLUMNS: LiteralString = """k.id, k.user_id, k.key_prefix, k.status, k.name, k.subscription_id,
     coalesce(k.created_at, to_timestamp(0)) AS created_at,
-    coalesce(k.updated_at, k.created_at, to_timestamp(0)) AS updated_at,
     coalesce(k.is_active, true) AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AS is_active,
     coalesce(k.current_spend, 0)::float8 AS current_spend, k.budget_duration,
     -- Columns that others write may hold what we never would; one odd row must not hide the others.
@@ -101,7 +105,8 @@ _COLUMNS: LiteralString = """k.id, k.user_id, k.key_prefix, k.status, k.name, k.
     CASE WHEN isfinite(k.last_used_at) THEN k.last_used_at END AS last_used_at,
     CASE WHEN isfinite(k.expires_at) THEN k.expires_at END AS expires_at,
     k.max_budget::float8 AS max_budget, k.soft_budget::float8 AS soft_budget, k.tpm_limit, k.rpm_limit,
-    k.max_parallel_requests,
+    k.max_parallel_requests, k.team_id, array_remove(k.tags, NULL) AS tags,
+    CASE WHEN jsonb_typeof(k.permissions) = 'object' THEN k.permissions END AS permissions,
     -- A row that has not changed is not written: all of them were found as they are by the last complete round.
     CASE WHEN k.last_sync_at IS NOT NULL AND k.is_active AND k.revoked_at IS NULL
         THEN greatest(k.last_sync_at, (SELECT complete_as_of FROM keyservice_spend_sync))
@@ -200,6 +205,9 @@ scope AS NOT MATERIALIZED (
 SELECT
     to_jsonb(standing) AS standing,
     """
+    + ENTITY_TAG
+    + """ AS entity_tag,
+    """
     + _COLUMNS
     + """
 FROM standing
@@ -207,12 +215,41 @@ LEFT JOIN shown AS k ON true"""
 )
 
 
-def find_key(database: Database, caller: Caller, api_key_id: UUID) -> tuple[Standing, StoredKey | None]:
+def find_key(database: Database, caller: Caller, api_key_id: UUID) -> tuple[Standing, FoundKey | None]:
     """A key of the caller's own."""
     standing, rows = ask_as_caller(
         database, caller, Statement(_FIND_KEY, {**identity(caller), "api_key_id": api_key_id})
     )
-    return standing, msgspec.convert(rows[0], StoredKey) if rows[0]["id"] is not None else None
+    return standing, found_key(rows[0]) if rows[0]["id"] is not None else None
+
+
+_SHOW_KEY: LiteralString = (
+    """/* show_key */
+WITH scope AS NOT MATERIALIZED (
+    SELECT k.* FROM api_keys AS k WHERE k.id = %(api_key_id)s
+),
+"""
+    + _SHOWN
+    + """
+SELECT
+    """
+    + ENTITY_TAG
+    + """ AS entity_tag,
+    """
+    + _COLUMNS
+    + """
+FROM shown AS k"""
+)
+
+
+def show_key(api_key_id: UUID) -> Statement:
+    """Any key, for those who have just been found to be allowed to see it: its row goes to `found_key`."""
+    return Statement(_SHOW_KEY, {"api_key_id": api_key_id})
+
+
+def found_key(row: dict[str, Any]) -> FoundKey:
+    stored = msgspec.convert(row, StoredKey)
+    return FoundKey(key=listed(stored), entity_tag=stored.entity_tag)
 
 
 def _page_parameters(query: ListQuery) -> dict[str, Any]:
@@ -232,4 +269,36 @@ def _page_parameters(query: ListQuery) -> dict[str, Any]:
 def _stored_page(rows: Rows) -> StoredPage:
     return StoredPage(
         total=rows[0]["total"], keys=[msgspec.convert(row, StoredKey) for row in rows if row["id"] is not None]
+    )
+
+
+def listed(key: StoredKey) -> ListedKey:
+    return ListedKey(
+        id=key.id,
+        user_id=key.user_id,
+        key_prefix=key.key_prefix,
+        models=[model.id for model in key.model_details],
+        created_at=timestamp(key.created_at),
+        is_active=key.is_active,
+        status=key.status,
+        name=key.name or "",
+        model_details=key.model_details,
+        current_spend=key.current_spend,
+        budget_duration=key.budget_duration or "",
+        model_max_budget=key.model_max_budget or {},
+        model_rpm_limit=key.model_rpm_limit or {},
+        model_tpm_limit=key.model_tpm_limit or {},
+        metadata=key.metadata or {},
+        subscription_id=or_unset(key.subscription_id),
+        last_used_at=or_unset(key.last_used_at and timestamp(key.last_used_at)),
+        expires_at=or_unset(key.expires_at and timestamp(key.expires_at)),
+        max_budget=or_unset(key.max_budget),
+        soft_budget=or_unset(key.soft_budget),
+        tpm_limit=or_unset(key.tpm_limit),
+        rpm_limit=or_unset(key.rpm_limit),
+        max_parallel_requests=or_unset(key.max_parallel_requests),
+        team_id=or_unset(key.team_id),
+        permissions=or_unset(key.permissions or None),
+        tags=or_unset(key.tags or None),
+        spend_as_of=or_unset(key.last_sync_at and timestamp(key.last_sync_at)),
     )

@@ -3,6 +3,7 @@
 Facts are of LiteLLM 1.106.0. After generate only hashes travel: LiteLLM takes the sha256 wherever it takes a key.
 """
 
+import math
 import re
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -17,7 +18,7 @@ import msgspec
 
 from keyservice import telemetry
 from keyservice.errors import GatewayRefused, GatewayUnavailable
-from keyservice.models import Deadline, GatewayUser, KeySettings, ModelDetails
+from keyservice.models import Deadline, GatewayUser, KeySettings, ModelDetails, PendingUpdate
 from keyservice.secret_values import Masked, SecretValues
 
 CONNECT_TIMEOUT_SECONDS = 2.0
@@ -34,7 +35,18 @@ _LITELLM_FIELDS = {
     "duration": "expiresAt",
     "models": "modelIds",
     "metadata": "metadata",
+    "team_id": "teamId",
+    "permissions": "permissions",
+    "model_rpm_limit": "modelRpmLimit",
+    "model_tpm_limit": "modelTpmLimit",
 }
+_PERMISSIONS = {
+    "allowChatCompletions": "allow_chat_completions",
+    "allowCompletions": "allow_completions",
+    "allowEmbeddings": "allow_embeddings",
+}
+# Of a key's metadata: what the settings say, where LiteLLM keeps it.
+_SET_IN_METADATA = ("user", "tags", "model_rpm_limit", "model_tpm_limit")
 _TIMED_OUT = (408, 499)  # somebody stopped waiting, which says nothing about the work
 _FIELD_NAMES = re.compile(rf"\b({'|'.join(_LITELLM_FIELDS)})\b")
 
@@ -53,6 +65,10 @@ class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
     expires: datetime | None = None
     blocked: bool | None = None
     metadata: dict[str, Any] = {}
+    team_id: str | None = None
+    permissions: dict[str, Any] = {}
+    soft_budget: float | None = None
+    """Only /key/info tells it."""
 
     def has_alias_of(self, mark: str) -> bool:
         return (self.key_alias or "").startswith(f"{mark}:")
@@ -65,8 +81,9 @@ class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
     def differences(self, settings: KeySettings) -> list[str]:
         """LiteLLM's names of what is not as the settings say. `expires` may be some seconds off: LiteLLM counts from
         the moment it reads the request. The soft budget is not among what LiteLLM tells."""
-        wanted = _limits(settings) | {"models": sorted(settings.models)}
-        actual = msgspec.structs.asdict(self) | {"models": sorted(self.models)}
+        wanted = _limits(settings) | {"models": sorted(settings.models), "tags": settings.tags or None}
+        kept = {name: self.metadata.get(name) or None for name in ("tags", "model_rpm_limit", "model_tpm_limit")}
+        actual = msgspec.structs.asdict(self) | kept | {"models": sorted(self.models)}
         differing = [name for name, value in wanted.items() if actual[name] != value]
         if (self.expires is None) != (settings.expires_at is None) or (
             self.expires is not None
@@ -75,6 +92,14 @@ class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
         ):
             differing.append("expires")
         return differing
+
+    def deviates_by(self, settings: KeySettings) -> list[str]:
+        """The same of a key as /key/info tells it: metadata and soft budget, too."""
+        rest = {
+            "soft_budget": self.soft_budget == settings.soft_budget,
+            "metadata": _is_same(_object(self.metadata.get("user")), settings.metadata),
+        }
+        return [*self.differences(settings), *(name for name, is_same in rest.items() if not is_same)]
 
 
 class GatewayKeyPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,10 +190,10 @@ class LiteLLM:
                 "key_alias": alias,
                 "key_type": "llm_api",
                 "user_id": str(user_id),
-                **_limits(settings),
+                **{name: value for name, value in _limits(settings).items() if value != {}},
                 "metadata": {
                     "keyservice": {"mark": mark, "api_key_id": str(api_key_id)},
-                    "user": settings.metadata,
+                    **_metadata(settings),
                 },
                 "duration": None if remaining_seconds is None else f"{remaining_seconds}s",
                 "soft_budget": settings.soft_budget,
@@ -195,24 +220,116 @@ class LiteLLM:
         """The key as LiteLLM has it now; None when it has none. One that it deleted is still told, as `deleted`."""
         answer = self._call("GET", "/key/info", query={"key": token_hash}, deadline=deadline)
         if answer.status_code == 200 and (info := _part(answer, "info")):
-            return None if info.get("status") == "deleted" else _gateway_key({**info, "token": token_hash})
+            if info.get("status") == "deleted":
+                return None
+            soft_budget = _object(info.get("litellm_budget_table")).get("soft_budget")
+            return _gateway_key({**info, "token": token_hash, "soft_budget": soft_budget})
         if _is_own_error(answer, 404):
             return None
         raise _trouble("key/info", answer)
 
     def update(
-        self, token_hash: str, settings: KeySettings, *, remaining_seconds: int | None, deadline: Deadline
-    ) -> None:
-        """Makes LiteLLM's key what the settings say; what they leave open is cleared. Metadata stays."""
+        self, found: GatewayKey, settings: KeySettings, *, remaining_seconds: int | None, deadline: Deadline
+    ) -> GatewayKey:
+        """Makes LiteLLM's key, as /key/info told it, what the settings say; what they leave open is cleared. The key as
+        LiteLLM has stored it, its soft budget, which is not in the answer, as it was.
+
+        What others keep in its metadata stays: LiteLLM replaces metadata as a whole. A budget's window is only sent when it
+        changes: LiteLLM would begin it anew. Raises GatewayRefused when LiteLLM answered that it will not.
+        """
+        others = {name: value for name, value in found.metadata.items() if name not in _SET_IN_METADATA}
         body = {
-            "key": token_hash,
+            "key": found.token,
             **_limits(settings),
+            "metadata": others | _metadata(settings),
+            "soft_budget": settings.soft_budget,
             # null clears a limit; of `duration` it is "-1" that means never.
             "duration": "-1" if remaining_seconds is None else f"{remaining_seconds}s",
         }
+        unchanged = [
+            name for name in ("budget_duration", "soft_budget") if msgspec.structs.asdict(found)[name] == body[name]
+        ]
+        answer = self._update({name: value for name, value in body.items() if name not in unchanged}, deadline=deadline)
+        return _gateway_key({**answer, "soft_budget": found.soft_budget})
+
+    def carry_out(self, update: PendingUpdate, *, deadline: Deadline) -> bool:
+        """Makes all of the key's tokens what the change says. False when LiteLLM lacks one, or there is none. Raises as
+        `conform` does. A key whose time is over is left to its expiry."""
+        if update.remaining_seconds is not None and update.remaining_seconds < 1:
+            return True
+        return bool(update.tokens) and all(
+            self.reset_spend(token_hash, deadline=deadline)
+            if update.resets_spend
+            else self.conform(
+                token_hash, update.settings, remaining_seconds=update.remaining_seconds, deadline=deadline
+            )
+            for token_hash in update.tokens
+        )
+
+    def conform(
+        self, token_hash: str, settings: KeySettings, *, remaining_seconds: int | None, deadline: Deadline
+    ) -> bool:
+        """Makes the key what the settings say and reads back that LiteLLM has stored it; one that is so already is left
+        alone. False when LiteLLM has no such key.
+
+        Raises GatewayRefused when LiteLLM will not and the key is as it was, GatewayUnavailable when nobody can tell.
+        """
+        found = self.find(token_hash, deadline=deadline)
+        if found is None:
+            return False
+        if "keyservice" not in found.metadata:
+            # What LiteMaaS wrote into a key of its own and not into the row stays.
+            settings = msgspec.structs.replace(settings, lite_llm_team_id=found.team_id)
+        if not found.deviates_by(settings):
+            return True
+        try:
+            stored = self.update(found, settings, remaining_seconds=remaining_seconds, deadline=deadline)
+        except GatewayRefused as refused:
+            # Answers with a broken database look alike: only a key that can be read, and is as it was, was refused.
+            again = self.find(token_hash, deadline=deadline)
+            if again is None or again.deviates_by(settings) != found.deviates_by(settings):
+                raise GatewayUnavailable("key/update: refused, and changed", may_still_happen=True) from refused
+            raise
+        if found.soft_budget != settings.soft_budget:
+            stored = self.find(token_hash, deadline=deadline)
+        if stored is None or stored.deviates_by(settings):
+            raise GatewayUnavailable("key/update: stored otherwise", may_still_happen=False)
+        return True
+
+    def reset_spend(self, token_hash: str, *, deadline: Deadline) -> bool:
+        """From now on the key has spent nothing. False when LiteLLM has no such key.
+
+        What LiteLLM 1.106.0 has counted and not written yet (up to a minute) is added afterwards.
+        """
+        if self.find(token_hash, deadline=deadline) is None:
+            return False
+        try:
+            answer = self._update({"key": token_hash, "spend": 0}, deadline=deadline)
+        except GatewayRefused as refused:
+            raise GatewayUnavailable("key/update: spend refused", may_still_happen=False) from refused
+        if answer.get("spend") != 0:
+            raise GatewayUnavailable("key/update: spend stored otherwise", may_still_happen=False)
+        return True
+
+    def _update(self, body: Mapping[str, Any], *, deadline: Deadline) -> dict[str, Any]:
+        """What LiteLLM has stored. Its refusals say `auth_error`, as its answers with a broken database do; those name no
+        field of the request."""
         answer = self._call("POST", "/key/update", body=body, deadline=deadline)
-        if answer.status_code != 200:
-            raise _trouble("key/update", answer)
+        if answer.status_code == 200 and _json(answer).get("token") == body["key"]:
+            return _json(answer)
+        if answer.status_code in (400, 403, 422):
+            fields = _refused_fields(answer)
+            is_named = answer.status_code == 400 and bool(fields) and bool(_part(answer, "error"))
+            if is_named or not _is_our_trouble(answer):
+                raise GatewayRefused(status_answered=answer.status_code, fields=fields)
+        raise _trouble("key/update", answer)
+
+    def has_team(self, team_id: str, *, deadline: Deadline) -> bool:
+        """Asked before a key is made for the team: LiteLLM takes any, and a key of a missing team works for nothing."""
+        answer = self._call("GET", "/team/info", query={"team_id": team_id}, deadline=deadline)
+        if answer.status_code != 200 and not _is_own_error(answer, 404):
+            raise _trouble("team/info", answer)
+        return answer.status_code == 200
 
     def list_keys(
         self, *, mark: str, page: int, deadline: Deadline, order: Literal["by hash", "newest first"] = "by hash"
@@ -410,6 +527,19 @@ def _object(value: object) -> dict[str, Any]:
     return msgspec.convert(value, dict[str, Any]) if isinstance(value, dict) else {}
 
 
+def _is_same(one: Any, other: Any) -> bool:
+    """Two JSON values, also when a number became a float on the way."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        ours, theirs = msgspec.convert(one, dict[str, Any]), msgspec.convert(other, dict[str, Any])
+        return ours.keys() == theirs.keys() and all(_is_same(ours[name], theirs[name]) for name in ours)
+    if isinstance(one, list) and isinstance(other, list):
+        ours, theirs = msgspec.convert(one, list[Any]), msgspec.convert(other, list[Any])
+        return len(ours) == len(theirs) and all(map(_is_same, ours, theirs))
+    if isinstance(one, float) or isinstance(other, float):
+        return isinstance(one, int | float) and isinstance(other, int | float) and math.isclose(one, other)
+    return one == other
+
+
 def _is_own_error(answer: _Answer, status: int) -> bool:
     """LiteLLM's errors repeat their status as a string in error.code; a proxy's page in between does not."""
     return answer.status_code == status and _part(answer, "error").get("code") == str(status)
@@ -449,7 +579,17 @@ def _limits(settings: KeySettings) -> dict[str, Any]:
         "tpm_limit": settings.tpm_limit,
         "rpm_limit": settings.rpm_limit,
         "max_parallel_requests": settings.max_parallel_requests,
+        "team_id": settings.lite_llm_team_id,
+        "permissions": {_PERMISSIONS.get(name, name): value for name, value in settings.permissions.items()},
+        # Null does not clear these: they go when the metadata they are part of is replaced.
+        "model_rpm_limit": settings.model_rpm_limit or None,
+        "model_tpm_limit": settings.model_tpm_limit or None,
     }
+
+
+def _metadata(settings: KeySettings) -> dict[str, Any]:
+    """LiteLLM counts spend by the tags of a key's metadata; as a field of their own they need a licence."""
+    return {"user": settings.metadata, **({"tags": settings.tags} if settings.tags else {})}
 
 
 def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,12 @@ _MAX_MONEY = 99_999_999.99  # numeric(10,2)
 
 type ModelId = Annotated[str, Meta(min_length=1, max_length=255)]
 # `extra_json_schema` is for the API's description alone; decoding does not look at it.
+type ModelIds = Annotated[list[ModelId], Meta(min_length=1, max_length=100, extra_json_schema={"uniqueItems": True})]
 type Money = Annotated[float, Meta(ge=0, le=_MAX_MONEY, extra_json_schema={"multipleOf": 0.01})]
 type Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]  # as `timestamp` writes it
 type Limit = Annotated[int, Meta(ge=0, le=_MAX_INTEGER)]
+type Tag = Annotated[str, Meta(min_length=1, max_length=255)]
+type ModelLimits = Annotated[dict[ModelId, Limit], Meta(max_length=100)]
 type ExpirationDays = Annotated[int, Meta(ge=1, le=3650)]  # a key lives 10 years at most
 # LiteLLM 1.106.0 takes daily, weekly, monthly, 1mo and N s/m/h/d/w; of `yearly` it knows only 365d (see litellm.py).
 type BudgetDuration = Annotated[str, Meta(pattern=r"^(daily|weekly|monthly|yearly|1mo|[1-9][0-9]{0,4}[smhdw])\Z")]
@@ -67,12 +70,21 @@ class TokenClaims(msgspec.Struct, frozen=True, kw_only=True):
     nbf: float = 0.0
 
 
-class NewApiKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The body of POST /api/v1/api-keys; every field is optional and null means not set. Money is in US dollars."""
+class Permissions(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """LiteLLM 1.106.0 keeps them with the key and lets every call through all the same."""
 
-    model_ids: (
-        Annotated[list[ModelId], Meta(min_length=1, max_length=100, extra_json_schema={"uniqueItems": True})] | None
-    ) = None
+    allow_chat_completions: bool | None = None
+    allow_completions: bool | None = None
+    allow_embeddings: bool | None = None
+
+
+class NewApiKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """The body of POST /api/v1/api-keys; every field is optional and null means not set. Money is in US dollars.
+
+    `team_id` may be LiteMaaS's id of the team or LiteLLM's.
+    """
+
+    model_ids: ModelIds | None = None
     subscription_id: UUID | None = None
     name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
     expires_at: Annotated[datetime, Meta(tz=True)] | None = None
@@ -83,6 +95,30 @@ class NewApiKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     rpm_limit: Limit | None = None
     max_parallel_requests: Limit | None = None
     metadata: dict[str, Any] | None = None
+    team_id: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    permissions: Permissions | None = None
+    tags: Annotated[list[Tag], Meta(max_length=100)] | None = None
+    model_rpm_limit: ModelLimits | None = None
+    model_tpm_limit: ModelLimits | None = None
+
+
+class KeyChanges(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The body of PATCH: what is left out stays as it is, null clears. Money is in US dollars."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=255)] | UnsetType | None = UNSET
+    model_ids: ModelIds | UnsetType = UNSET
+    expires_at: Annotated[datetime, Meta(tz=True)] | UnsetType | None = UNSET
+    max_budget: Money | UnsetType | None = UNSET
+    soft_budget: Money | UnsetType | None = UNSET
+    budget_duration: BudgetDuration | UnsetType | None = UNSET
+    tpm_limit: Limit | UnsetType | None = UNSET
+    rpm_limit: Limit | UnsetType | None = UNSET
+    max_parallel_requests: Limit | UnsetType | None = UNSET
+    metadata: dict[str, Any] | UnsetType | None = UNSET
+    permissions: Permissions | UnsetType | None = UNSET
+    tags: Annotated[list[Tag], Meta(max_length=100)] | UnsetType | None = UNSET
+    model_rpm_limit: ModelLimits | UnsetType | None = UNSET
+    model_tpm_limit: ModelLimits | UnsetType | None = UNSET
 
 
 class ModelDetails(msgspec.Struct, frozen=True):
@@ -104,6 +140,11 @@ class KeySettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     rpm_limit: int | None = None
     max_parallel_requests: int | None = None
     metadata: dict[str, Any] = {}
+    lite_llm_team_id: str | None = None
+    permissions: dict[str, Any] = {}
+    tags: list[str] = []
+    model_rpm_limit: dict[str, Any] = {}
+    model_tpm_limit: dict[str, Any] = {}
 
 
 class GatewayUser(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +214,28 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
 
     hash: str
     is_safe: bool
+
+
+class PendingUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """A change that T1 has committed: LiteLLM has to make these tokens what the settings say, or forget their spend."""
+
+    operation_id: UUID
+    epoch: int
+    api_key_id: UUID
+    settings: KeySettings
+    remaining_seconds: int | None
+    tokens: list[str]
+    resets_spend: bool
+    is_known_to_gateway: bool = False
+    """Whether LiteLLM need not be told: nothing it knows of changes, and it holds what the row says."""
+
+
+class ResetSpend(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The answer to a reset; `current_spend` in US dollars."""
+
+    id: UUID
+    current_spend: float
+    reset_at: Timestamp
 
 
 class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,6 +308,9 @@ class ListedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     status: str
     soft_budget: float | UnsetType = UNSET
     max_parallel_requests: int | UnsetType = UNSET
+    team_id: UUID | UnsetType = UNSET
+    permissions: dict[str, Any] | UnsetType = UNSET
+    tags: list[str] | UnsetType = UNSET
     spend_as_of: Timestamp | UnsetType = UNSET
 
 
@@ -416,6 +482,7 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     brake: SettleBrake | UnsetType = UNSET
     pending_creates: int
     pending_deletes: int
+    pending_updates: int
     oldest_pending_seconds: float
 
 

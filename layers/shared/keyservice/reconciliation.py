@@ -15,7 +15,7 @@ import msgspec
 from keyservice import reconciliation_store as store
 from keyservice import telemetry
 from keyservice.database import Database
-from keyservice.errors import GatewayUnavailable, Unavailable, reason
+from keyservice.errors import GatewayRefused, GatewayUnavailable, Unavailable, reason
 from keyservice.litellm import GatewayKey, LiteLLM
 from keyservice.models import Brake, Deadline, FindingKind, FindingSummary, ReconcileMode, ReconcileReport, timestamp
 from keyservice.provenance import Deployment, find_brake
@@ -204,7 +204,7 @@ class _Run:
         self._require_time()
         try:
             is_healed = heal(finding)
-        except GatewayUnavailable:
+        except (GatewayRefused, GatewayUnavailable):
             self.failed += 1
             return
         self.healed[finding.kind] += is_healed
@@ -227,7 +227,7 @@ class _Run:
         if key is None or live is None or not (fields := key.differences(live.settings)):
             store.forget(self._database, finding.hash)
             return False
-        return store.claim_drift(self._database, live, fields=fields) and self._correct(live)
+        return store.claim_drift(self._database, live, fields=fields) and self._correct(key, live)
 
     def _correct_claimed(self, finding: store.Finding) -> bool:
         key = self._find(finding.hash)
@@ -235,11 +235,11 @@ class _Run:
         if key is None or live is None:
             store.finish_drift(self._database, finding.hash, is_corrected=False)
             return False
-        return self._correct(live)
+        return self._correct(key, live)
 
-    def _correct(self, live: store.LiveKey) -> bool:
+    def _correct(self, key: GatewayKey, live: store.LiveKey) -> bool:
         self._litellm.update(
-            live.hash, live.settings, remaining_seconds=live.remaining_seconds, deadline=self._call_deadline()
+            key, live.settings, remaining_seconds=live.remaining_seconds, deadline=self._call_deadline()
         )
         return store.finish_drift(self._database, live.hash, is_corrected=True)
 

@@ -139,7 +139,13 @@ SELECT
     floor(extract(epoch FROM k.expires_at - now()))::bigint AS remaining_seconds,
     ARRAY(SELECT m.model_id::text FROM api_key_models AS m WHERE m.api_key_id = k.id) AS models,
     k.expires_at, k.max_budget::float8 AS max_budget, k.budget_duration, k.tpm_limit, k.rpm_limit,
-    k.max_parallel_requests
+    k.max_parallel_requests, k.soft_budget::float8 AS soft_budget, k.lite_llm_team_id,
+    coalesce(array_remove(k.tags, NULL), '{}') AS tags,
+    -- Columns that others write may hold what we never would; one odd row must not stop a pass.
+    CASE WHEN jsonb_typeof(k.metadata) = 'object' THEN k.metadata ELSE '{}' END AS metadata,
+    CASE WHEN jsonb_typeof(k.permissions) = 'object' THEN k.permissions ELSE '{}' END AS permissions,
+    CASE WHEN jsonb_typeof(k.model_rpm_limit) = 'object' THEN k.model_rpm_limit ELSE '{}' END AS model_rpm_limit,
+    CASE WHEN jsonb_typeof(k.model_tpm_limit) = 'object' THEN k.model_tpm_limit ELSE '{}' END AS model_tpm_limit
 FROM api_key_tokens AS t
 JOIN api_keys AS k ON k.id = t.api_key_id
 CROSS JOIN keyservice_installation AS i

@@ -92,6 +92,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return value
 
     @property
+    def owners_may_reset_spend(self) -> bool:
+        value = self.text("OWNERS_MAY_RESET_SPEND")
+        if value not in ("true", "false"):
+            raise SettingsError("the environment variable OWNERS_MAY_RESET_SPEND is neither `true` nor `false`")
+        return value == "true"
+
+    @property
     def expiry_mode(self) -> Literal["deactivate", "delete"]:
         value = self.text("EXPIRY_MODE")
         if value not in ("deactivate", "delete"):

@@ -1,27 +1,32 @@
 """Settling: finishes whatever was interrupted, without anyone asking, and lets expired keys leave the same way."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from keyservice import journal, telemetry
 from keyservice import settlement_store as store
+from keyservice.alteration_store import MISSING, fail_update, finish_update
 from keyservice.creation_store import finish_undo
 from keyservice.database import Database
 from keyservice.deletion_store import finish_delete
-from keyservice.errors import GatewayUnavailable, Unavailable, reason
+from keyservice.errors import GatewayRefused, GatewayUnavailable, Unavailable, reason
 from keyservice.litellm import LiteLLM
 from keyservice.models import Deadline, SettleBrake, Settled, or_unset
 from keyservice.provenance import Deployment, find_brake
 from keyservice.reconciliation_store import read_installation
 
-_EXPIRED_AT_ONCE = 100
+_AT_ONCE = 100
 
 
 class SettleRules(msgspec.Struct, frozen=True, kw_only=True):
-    """The parameters as they are now. Seconds: `lease` an operation is ours, `gateway` LiteLLM gets for one, `reserve` a
-    started one may still need; the waits between attempts double from the first to the longest, with jitter."""
+    """The parameters as they are now. Seconds: `lease` an operation is ours, `drain` a lost request may still come true,
+    `gateway` LiteLLM gets for one, `reserve` a started one may still need; the waits between attempts double from the first
+    to the longest, with jitter."""
 
     deployment: Deployment
     lease_seconds: float
+    drain_seconds: float
     gateway_seconds: float
     reserve_seconds: float
     first_wait_seconds: float
@@ -30,7 +35,7 @@ class SettleRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settlement:
-    """Needs no KMS: it finishes deletes and undoes creates, and neither takes a secret."""
+    """Needs no KMS: it finishes deletes and changes and undoes creates, and none of them takes a secret."""
 
     def __init__(self, *, database: Database, litellm: LiteLLM, rules: SettleRules) -> None:
         self._database = database
@@ -45,12 +50,19 @@ class Settlement:
         Two runs at once share the work: an operation is claimed by one. Raises DatabaseUnavailable.
         """
         brake = self._find_brake()
-        expired = self._begin_expiry(deadline=deadline) if brake is None else 0
+        expired = 0
+        if brake is None:
+            expired = self._begin_all(
+                lambda: store.begin_expiry(self._database, keep_row=self._rules.keeps_expired_rows, at_most=_AT_ONCE),
+                deadline=deadline,
+            )
+            self._begin_all(lambda: store.begin_correction(self._database, at_most=_AT_ONCE), deadline=deadline)
         attempted = settled = 0
         while deadline.remaining_seconds() > self._rules.gateway_seconds + self._rules.reserve_seconds:
             claimed = store.claim_due(
                 self._database,
                 lease_seconds=self._rules.lease_seconds,
+                drain_seconds=self._rules.drain_seconds,
                 first_wait_seconds=self._rules.first_wait_seconds,
                 longest_wait_seconds=self._rules.longest_wait_seconds,
                 only_deletes=brake is not None,
@@ -64,7 +76,7 @@ class Settlement:
             attempted=attempted,
             settled=settled,
             expired=expired,
-            pending={"create": state.pending_creates, "delete": state.pending_deletes},
+            pending={"create": state.pending_creates, "delete": state.pending_deletes, "update": state.pending_updates},
             oldest_pending_seconds=state.oldest_pending_seconds,
             is_braked=brake not in (None, "gatewayUnavailable"),
         )
@@ -88,27 +100,33 @@ class Settlement:
         except GatewayUnavailable:
             return "gatewayUnavailable"
 
-    def _begin_expiry(self, *, deadline: Deadline) -> int:
-        expired = 0
+    def _begin_all(self, begin: Callable[[], int], *, deadline: Deadline) -> int:
+        """How many operations were begun, some at a time."""
+        total = 0
         while deadline.remaining_seconds() > self._rules.reserve_seconds:
-            begun = store.begin_expiry(
-                self._database, keep_row=self._rules.keeps_expired_rows, at_most=_EXPIRED_AT_ONCE
-            )
-            expired += begun
-            if begun < _EXPIRED_AT_ONCE:
+            begun = begin()
+            total += begun
+            if begun < _AT_ONCE:
                 break
-        return expired
+        return total
 
     def _settle(self, claimed: store.Claimed) -> bool:
         """Whether the operation is over. One that is not stays, with the reason, for its next attempt."""
         deadline = Deadline(self._rules.gateway_seconds)
         try:
+            if claimed.kind == "update":
+                return self._settle_update(claimed, deadline=deadline)
             for token in claimed.tokens:
                 self._litellm.delete(token.hash, deadline=deadline)
             if all(token.is_safe for token in claimed.tokens) and self._finish(claimed):
                 return True
         except Unavailable as trouble:
-            self._release(claimed, reason(trouble), waits_for_drain=False)
+            self._release(
+                claimed,
+                reason(trouble),
+                waits_for_drain=False,
+                may_still_happen=not isinstance(trouble, GatewayUnavailable) or trouble.may_still_happen,
+            )
             return False
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one operation must not stop the others
             telemetry.log_unexpected(f"settling {claimed.operation_id}", error)
@@ -116,6 +134,17 @@ class Settlement:
             return False
         self._release(claimed, journal.DRAINING, waits_for_drain=True)
         return False
+
+    def _settle_update(self, claimed: store.Claimed, *, deadline: Deadline) -> bool:
+        """Goes on with a change, or compares after one that may have come late."""
+        update = claimed.update()
+        try:
+            if not self._litellm.carry_out(update, deadline=deadline):
+                return fail_update(self._database, update, reason=MISSING)
+        except GatewayRefused as refused:
+            return fail_update(self._database, update, reason=refused.recorded)
+        updated, _ = finish_update(self._database, update)
+        return updated.state == "done"
 
     def _finish(self, claimed: store.Claimed) -> bool:
         if claimed.kind == "create":
@@ -135,11 +164,15 @@ class Settlement:
         )
         return deleted_at is not None
 
-    def _release(self, claimed: store.Claimed, error: str, *, waits_for_drain: bool) -> None:
+    def _release(
+        self, claimed: store.Claimed, error: str, *, waits_for_drain: bool, may_still_happen: bool = True
+    ) -> None:
         journal.release(
             self._database,
             operation_id=claimed.operation_id,
             epoch=claimed.epoch,
             error=error,
             waits_for_drain=waits_for_drain,
+            # Of a delete nothing can come true.
+            may_still_happen=may_still_happen or claimed.kind != "update",
         )

@@ -1,25 +1,42 @@
 """The SQL of settling: claiming what is due, and turning expired keys into operations."""
 
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Any, Literal, LiteralString
 from uuid import UUID
 
 import msgspec
 
 from keyservice.database import Database, Statement
-from keyservice.models import Token
+from keyservice.key_settings import SETTINGS
+from keyservice.models import KeySettings, PendingUpdate, Token
 
 SYSTEM_USER = "00000000-0000-0000-0000-000000000001"
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
-    """An operation that is ours until its lease ends, and the tokens that LiteLLM has to forget for it."""
+    """An operation that is ours until its lease ends, and the tokens that LiteLLM has to forget for it, or of an update to
+    change. `request` as it was written, by whatever release."""
 
     operation_id: UUID
     epoch: int
-    kind: Literal["create", "delete"]
+    kind: Literal["create", "update", "delete"]
     api_key_id: UUID
     attempts: int
     tokens: list[Token]
+    request: dict[str, Any]
+
+    def update(self) -> PendingUpdate:
+        """Raises msgspec.ValidationError for a request that is none."""
+        settings = msgspec.convert(self.request, KeySettings)
+        return PendingUpdate(
+            operation_id=self.operation_id,
+            epoch=self.epoch,
+            api_key_id=self.api_key_id,
+            settings=settings,
+            remaining_seconds=settings.expires_at and int((settings.expires_at - datetime.now(UTC)).total_seconds()),
+            tokens=[token.hash for token in self.tokens],
+            resets_spend=self.request.get("reason") == "resetSpend",
+        )
 
 
 class JournalState(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,14 +44,20 @@ class JournalState(msgspec.Struct, frozen=True, kw_only=True):
 
     pending_creates: int
     pending_deletes: int
+    pending_updates: int
     oldest_pending_seconds: float
 
 
-# A create that nobody came back for is undone, and committed to it from here on. The next attempt is set before this one
+# A create that nobody came back for is undone, and committed to it from here on. A change goes on, unless its row has
+# vanished: then it becomes the end of the key. The next attempt is set before this one
 # begins, so that an operation that kills its settler cannot hold up the others.
 _CLAIM_DUE = """/* claim_due */
 WITH due AS (
-    SELECT id FROM api_key_operations
+    SELECT
+        id,
+        CASE WHEN kind = 'update' AND NOT EXISTS (SELECT FROM api_keys AS k WHERE k.id = api_key_id) THEN 'delete'
+            ELSE kind END AS kind
+    FROM api_key_operations
     WHERE state = 'pending' AND next_attempt_at <= now() AND lease_until <= now()
     AND (kind = 'delete' OR NOT %(only_deletes)s)
     ORDER BY next_attempt_at
@@ -46,23 +69,38 @@ claimed AS (
     SET epoch = o.epoch + 1, attempts = o.attempts + 1, updated_at = now(),
         lease_until = now() + make_interval(secs => %(lease_seconds)s),
         phase = CASE WHEN o.kind = 'create' THEN 'undo' ELSE o.phase END,
+        kind = due.kind,
+        request = CASE WHEN due.kind <> o.kind THEN jsonb_build_object('reason', 'rowRemoved') ELSE o.request END,
+        earlier_answered = CASE WHEN due.kind = 'update' THEN o.earlier_answered AND NOT EXISTS (
+            SELECT FROM api_key_tokens AS t
+            WHERE t.api_key_id = o.api_key_id AND t.state IN ('live', 'retiring') AND t.settings_unsafe_until IS NOT NULL
+        ) ELSE o.earlier_answered END,
         next_attempt_at = now() + make_interval(
             secs => least(%(longest_wait_seconds)s, %(first_wait_seconds)s * 2 ^ least(o.attempts - 1, 20))
                 * (0.5 + random())
         )
     FROM due
     WHERE o.id = due.id
-    RETURNING o.id, o.epoch, o.kind, o.api_key_id, o.attempts, o.token_hash
+    RETURNING o.id, o.epoch, o.kind, o.api_key_id, o.attempts, o.token_hash, o.request
+),
+marked AS (
+    UPDATE api_key_tokens AS t
+    SET settings_unsafe_until = now() + make_interval(secs => %(lease_seconds)s + %(drain_seconds)s), updated_at = now()
+    FROM claimed
+    WHERE claimed.kind = 'update' AND t.api_key_id = claimed.api_key_id AND t.state IN ('live', 'retiring')
 )
 SELECT
-    claimed.id AS operation_id, claimed.epoch, claimed.kind, claimed.api_key_id, claimed.attempts,
+    claimed.id AS operation_id, claimed.epoch, claimed.kind, claimed.api_key_id, claimed.attempts, claimed.request,
     (
         SELECT coalesce(
             jsonb_agg(jsonb_build_object('hash', t.hash, 'is_safe', coalesce(t.unsafe_until <= now(), true))), '[]'
         )
         FROM api_key_tokens AS t
         WHERE t.api_key_id = claimed.api_key_id AND t.state <> 'dead'
-        AND (claimed.kind = 'delete' OR t.hash = claimed.token_hash)
+        AND (
+            claimed.kind = 'delete' OR t.hash = claimed.token_hash
+            OR (claimed.kind = 'update' AND t.state IN ('live', 'retiring'))
+        )
     ) AS tokens
 FROM claimed"""
 
@@ -71,6 +109,7 @@ def claim_due(
     database: Database,
     *,
     lease_seconds: float,
+    drain_seconds: float,
     first_wait_seconds: float,
     longest_wait_seconds: float,
     only_deletes: bool,
@@ -78,6 +117,7 @@ def claim_due(
     """The operation that is due longest, with a new epoch and lease; None when none is."""
     parameters = {
         "lease_seconds": lease_seconds,
+        "drain_seconds": drain_seconds,
         "first_wait_seconds": first_wait_seconds,
         "longest_wait_seconds": longest_wait_seconds,
         "only_deletes": only_deletes,
@@ -142,10 +182,60 @@ def begin_expiry(database: Database, *, keep_row: bool, at_most: int) -> int:
     return rows[0]["keys"]
 
 
+# What was sent and never answered can be carried out no more: from here on LiteLLM keeps what it is told. The operation
+# takes the mark's place, and compares.
+_BEGIN_CORRECTION: LiteralString = (
+    """/* begin_correction */
+WITH due AS (
+    SELECT DISTINCT t.api_key_id
+    FROM api_key_tokens AS t
+    JOIN api_keys AS k ON k.id = t.api_key_id
+    WHERE t.settings_unsafe_until <= now() AND t.state IN ('live', 'retiring')
+    AND coalesce(k.is_active, true) AND k.revoked_at IS NULL
+    AND NOT EXISTS (SELECT FROM api_key_operations AS o WHERE o.api_key_id = k.id AND o.state = 'pending')
+    LIMIT %(at_most)s
+),
+locked AS (
+    SELECT k.id, k.user_id, k.name, k.key_prefix, """
+    + SETTINGS
+    + """ AS settings
+    FROM api_keys AS k
+    JOIN due ON due.api_key_id = k.id
+    FOR UPDATE OF k SKIP LOCKED
+),
+begun AS (
+    INSERT INTO api_key_operations (
+        id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, request, key_name, key_prefix, models
+    )
+    SELECT
+        gen_random_uuid(), locked.id, locked.user_id, jsonb_build_object('user_id', %(system_user)s::text), 'update',
+        now(), now(), locked.settings || jsonb_build_object('reason', 'lateUpdate'), locked.name, locked.key_prefix,
+        ARRAY(SELECT jsonb_array_elements_text(locked.settings -> 'models'))
+    FROM locked
+    ON CONFLICT (api_key_id) WHERE state = 'pending' DO NOTHING
+    RETURNING api_key_id
+),
+taken AS (
+    UPDATE api_key_tokens AS t SET settings_unsafe_until = NULL, updated_at = now()
+    FROM begun
+    WHERE t.api_key_id = begun.api_key_id AND t.settings_unsafe_until IS NOT NULL
+)
+SELECT count(*) AS keys FROM begun"""
+)
+
+
+def begin_correction(database: Database, *, at_most: int) -> int:
+    """Turns at most so many keys, of which LiteLLM may have made something else by an unanswered change that can come
+    no more, into pending updates, due at once; how many it were."""
+    [rows] = database.round_trip(Statement(_BEGIN_CORRECTION, {"at_most": at_most, "system_user": SYSTEM_USER}))
+    return rows[0]["keys"]
+
+
 _READ_JOURNAL_STATE = """/* read_journal_state */
 SELECT
     count(*) FILTER (WHERE kind = 'create') AS pending_creates,
     count(*) FILTER (WHERE kind = 'delete') AS pending_deletes,
+    count(*) FILTER (WHERE kind = 'update') AS pending_updates,
     coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS oldest_pending_seconds
 FROM api_key_operations
 WHERE state = 'pending'"""

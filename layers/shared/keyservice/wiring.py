@@ -11,6 +11,7 @@ from keyservice.secret_values import SecretValues
 from keyservice.settings import Settings
 
 if TYPE_CHECKING:
+    from keyservice.alteration import KeyAlteration
     from keyservice.audit_trail import AuditTrail
     from keyservice.creation import KeyCreation
     from keyservice.database import Database
@@ -99,6 +100,22 @@ def key_deletion() -> "KeyDeletion":
 
 
 @cache
+def key_alteration() -> "KeyAlteration":
+    from keyservice.alteration import AlterationRules, KeyAlteration
+
+    return KeyAlteration(
+        database=database(),
+        litellm=litellm(),
+        rules=AlterationRules(
+            model_access=settings().model_access,
+            owners_may_reset_spend=settings().owners_may_reset_spend,
+            lease_seconds=settings().lease_seconds,
+            drain_seconds=settings().seconds("GATEWAY_DRAIN_SECONDS"),
+        ),
+    )
+
+
+@cache
 def key_listing() -> "KeyListing":
     from keyservice.listing import KeyListing
 
@@ -150,6 +167,7 @@ def settlement() -> "Settlement":
         rules=SettleRules(
             deployment=deployment(),
             lease_seconds=settings().lease_seconds,
+            drain_seconds=settings().seconds("GATEWAY_DRAIN_SECONDS"),
             gateway_seconds=settings().seconds("LITELLM_BUDGET_SECONDS"),
             reserve_seconds=settings().seconds("SETTLE_RESERVE_SECONDS"),
             first_wait_seconds=settings().seconds("SETTLE_FIRST_WAIT_SECONDS"),

@@ -1,0 +1,17 @@
+"""PATCH /api/v1/api-keys/{id}"""
+
+from keyservice import wiring
+from keyservice.endpoint import Request, Response, endpoint
+from keyservice.models import KeyChanges
+
+
+@endpoint("update_api_key")
+def handler(request: Request) -> Response:
+    updated = wiring.key_alteration().update(
+        request.caller,
+        request.path_parameters["id"],
+        request.body(KeyChanges),
+        if_match=request.if_match,
+        deadline=request.gateway_deadline(),
+    )
+    return Response(status=200, body=updated.key, headers={"etag": updated.entity_tag})

@@ -376,3 +376,13 @@ def test_somebody_elses_subscription_is_not_found(alice: Person, bob: Person):
     assert (error["code"], error["message"]) == ("NOT_FOUND", "Subscription not found")
     assert answer.headers["x-api-deprecation-warning"] == DEPRECATION
     assert alice.key_rows() == []
+
+
+@pytest.mark.parametrize("field", ["modelRpmLimit", "modelTpmLimit", "permissions", "metadata", "tags"])
+def test_what_is_given_but_empty_is_not_set(alice: Person, field: str):
+    answer = alice.create({"modelIds": ["gpt-4o"], field: [] if field == "tags" else {}})
+
+    assert answer.status_code == 201, answer.text
+    assert not alice.key_rows()[0][
+        {"modelRpmLimit": "model_rpm_limit", "modelTpmLimit": "model_tpm_limit"}.get(field, field)
+    ]

@@ -177,6 +177,9 @@ def test_every_route_but_health_and_description_asks_for_a_token(resources: dict
 
     assert routes == {
         "DELETE /api/v1/api-keys/{id}": ["Jwt"],
+        "PATCH /api/v1/api-keys/{id}": ["Jwt"],
+        "PATCH /api/v1/admin/users/{userId}/api-keys/{id}": ["Jwt"],
+        "POST /api/v1/api-keys/{id}/reset-spend": ["Jwt"],
         "GET /api/v1/admin/operations": ["Jwt"],
         "GET /api/v1/api-keys": ["Jwt"],
         "GET /api/v1/api-keys/{id}": ["Jwt"],

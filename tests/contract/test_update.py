@@ -59,6 +59,59 @@ def test_a_key_can_be_made_to_last_for_ever(duration: str | None, gateway: Gatew
     assert gateway.info(key["token"])["expires"] is None
 
 
+def test_the_answer_to_an_update_is_what_was_stored(gateway: Gateway):
+    key = gateway.generate(models=["gpt-4o"], tpm_limit=5, metadata={"a": 1}, permissions={"x": True})
+
+    answer = gateway.update(
+        key["token"], models=["gpt-4o-mini"], max_budget=2.5, duration="3600s", budget_duration="30d", rpm_limit=None
+    )
+
+    info = gateway.info(key["token"])
+    names = ("models", "max_budget", "budget_duration", "budget_reset_at", "tpm_limit", "rpm_limit", "expires")
+    assert [answer[name] for name in names] == [info[name] for name in names]
+    assert (answer["metadata"], answer["permissions"]) == (info["metadata"], info["permissions"])
+    assert (answer["tpm_limit"], answer["max_budget"]) == (5, 2.5)
+
+
+def test_a_soft_budget_is_told_by_info_alone(gateway: Gateway):
+    with_one, without = gateway.generate(soft_budget=2), gateway.generate()
+
+    for key in (with_one, without):
+        for soft_budget in (3, None, 4):
+            answer = gateway.update(key["token"], soft_budget=soft_budget)
+
+            assert answer.get("litellm_budget_table") is None
+            assert gateway.info(key["token"])["litellm_budget_table"]["soft_budget"] == soft_budget
+
+
+def test_clearing_a_soft_budget_that_is_not_there_is_a_200(gateway: Gateway):
+    key = gateway.generate()
+
+    gateway.update(key["token"], soft_budget=None, max_budget=1)
+
+    assert (gateway.info(key["token"])["litellm_budget_table"] or {}).get("soft_budget") is None
+
+
+def test_a_key_over_its_budget_works_again_when_its_spend_is_set_to_nothing(gateway: Gateway):
+    key = gateway.generate(models=["gpt-4o-mini"], max_budget=1, spend=2)
+    assert gateway.chat(key["key"]).status_code != 200
+
+    answer = gateway.update(key["token"], spend=0)
+
+    assert answer["spend"] == 0
+    assert gateway.chat(key["key"]).status_code == 200
+
+
+def test_a_refusal_names_the_field(gateway: Gateway):
+    key = gateway.generate()
+
+    for name, value in {"budget_duration": "yearly", "duration": "xyz", "max_budget": -1}.items():
+        answer = gateway.post("/key/update", {"key": key["token"], name: value})
+
+        assert error_of(answer)[:2] == (400, "auth_error")
+        assert name in answer.json()["error"]["message"]
+
+
 def test_an_update_without_changes_is_a_200(gateway: Gateway):
     key = gateway.generate(max_budget=1)
 

@@ -87,6 +87,57 @@ def test_a_delete_is_two_round_trips_and_one_call(counted: Counted, grace: Perso
     assert counted.calls == [("POST", "/key/delete")]
 
 
+CHANGE = [("lock_key_to_update", "begin_update"), ("lock_key", "finish_update", "show_key")]
+
+
+def test_a_change_is_two_round_trips_and_two_calls(counted: Counted, grace: Person):
+    key = grace.has_key()
+    counted.reset()
+
+    assert grace.update(key["id"], {"tpmLimit": 5, "modelIds": ["gpt-4o-mini"]}).status_code == 200
+
+    assert counted.statements == CHANGE
+    assert [path.partition("?")[0] for _, path in counted.calls] == ["/key/info", "/key/update"]
+
+
+def test_a_change_of_a_soft_budget_is_one_call_more(counted: Counted, grace: Person):
+    key = grace.has_key()
+    counted.reset()
+
+    assert grace.update(key["id"], {"softBudget": 5}).status_code == 200
+
+    assert counted.statements == CHANGE
+    assert [path.partition("?")[0] for _, path in counted.calls] == ["/key/info", "/key/update", "/key/info"]
+
+
+def test_a_change_of_the_name_is_two_round_trips_and_no_call(counted: Counted, grace: Person):
+    key = grace.has_key()
+    counted.reset()
+
+    assert grace.update(key["id"], {"name": "renamed"}).status_code == 200
+
+    assert (counted.statements, counted.calls) == (CHANGE, [])
+
+
+def test_a_refused_change_is_one_round_trip_and_no_call(counted: Counted, grace: Person):
+    key = grace.has_key()
+    counted.reset()
+
+    assert grace.update(key["id"], {"modelIds": ["claude-sonnet"]}).status_code == 400
+
+    assert (counted.statements, counted.calls) == (CHANGE[:1], [])
+
+
+def test_a_reset_of_spend_is_two_round_trips_and_two_calls(counted: Counted, grace: Person):
+    key = grace.has_key()
+    counted.reset()
+
+    assert grace.reset_spend(key["id"]).status_code == 200
+
+    assert counted.statements == [("lock_key_to_reset", "begin_reset"), ("lock_key", "finish_update")]
+    assert [path.partition("?")[0] for _, path in counted.calls] == ["/key/info", "/key/update"]
+
+
 @pytest.mark.parametrize("keys", [0, 1, 100])
 def test_a_list_is_one_round_trip_and_no_call_whatever_the_number_of_keys(
     counted: Counted, fragile_service: FragileService, grace: Person, keys: int

@@ -9,8 +9,11 @@ from tests.architecture.translation import DEPLOYMENT, ROOT, read_template, tran
 
 HTTP_FUNCTIONS = [
     "CheckHealth",
+    "CleanUpExpired",
     "CreateApiKey",
+    "CreateUserApiKey",
     "DeleteApiKey",
+    "DeleteUserApiKey",
     "GetApiKey",
     "GetApiKeyStats",
     "GetKeyDefaults",
@@ -55,20 +58,24 @@ EVERYWHERE = {
     "SUBJECT_COLUMN",
 }
 CALLER = {"EMAIL_CLAIM", "NAME_CLAIM", "OAUTH_PROVIDER", "ROLES_CLAIM", "SUBJECT_CLAIM", "USERNAME_CLAIM"}
+CREATING = CALLER | {
+    "GATEWAY_DRAIN_SECONDS",
+    "LITELLM_SECRET_ARN",
+    "LITELLM_URL",
+    "MAC_KEY_ARN",
+    "MAX_ACTIVE_KEYS",
+    "MODEL_ACCESS",
+    "RESUME_SECONDS",
+    "STACK_NAME",
+}
+DELETING = CALLER | {"GATEWAY_CACHE_SECONDS", "GATEWAY_DRAIN_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"}
 OWN_VARIABLES = {
     "CheckHealth": {"LITELLM_URL"},
-    "CreateApiKey": CALLER
-    | {
-        "GATEWAY_DRAIN_SECONDS",
-        "LITELLM_SECRET_ARN",
-        "LITELLM_URL",
-        "MAC_KEY_ARN",
-        "MAX_ACTIVE_KEYS",
-        "MODEL_ACCESS",
-        "RESUME_SECONDS",
-        "STACK_NAME",
-    },
-    "DeleteApiKey": CALLER | {"GATEWAY_CACHE_SECONDS", "GATEWAY_DRAIN_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"},
+    "CreateApiKey": CREATING,
+    "CreateUserApiKey": CREATING,
+    "DeleteApiKey": DELETING,
+    "DeleteUserApiKey": DELETING,
+    "CleanUpExpired": CALLER | {"EXPIRY_MODE", "LITELLM_SECRET_ARN", "LITELLM_URL", "STACK_NAME"},
     "ListApiKeys": CALLER,
     "GetApiKey": CALLER,
     "GetApiKeyStats": CALLER,
@@ -205,6 +212,9 @@ def test_each_route_calls_the_live_version_of_its_function_with_payload_2_0(reso
         "GET /health": (["CheckHealthAliaslive"], "2.0"),
         "POST /api/v1/admin/operations/{id}/retry": (["RetryOperationAliaslive"], "2.0"),
         "POST /api/v1/api-keys": (["CreateApiKeyAliaslive"], "2.0"),
+        "POST /api/v1/admin/users/{userId}/api-keys": (["CreateUserApiKeyAliaslive"], "2.0"),
+        "DELETE /api/v1/admin/users/{userId}/api-keys/{id}": (["DeleteUserApiKeyAliaslive"], "2.0"),
+        "POST /api/v1/api-keys/admin/cleanup-expired": (["CleanUpExpiredAliaslive"], "2.0"),
     }
 
 
@@ -230,6 +240,9 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
         ("CheckHealth", ["DatabaseSecretArn"]),
         ("CreateApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("DeleteApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("CreateUserApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("DeleteUserApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("CleanUpExpired", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("ListApiKeys", ["DatabaseSecretArn"]),
         ("SyncSpend", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("GetApiKey", ["DatabaseSecretArn"]),
@@ -333,7 +346,7 @@ def test_a_run_that_brings_spend_has_let_go_before_the_next_one_comes(resources:
     assert lease_seconds < 5 * 60
 
 
-def test_only_create_may_derive_secrets(resources: dict[str, Any]) -> None:
+def test_only_creates_may_derive_secrets(resources: dict[str, Any]) -> None:
     statements = resources["MacKey"]["Properties"]["KeyPolicy"]["Statement"]
     deriving = [
         s
@@ -341,7 +354,8 @@ def test_only_create_may_derive_secrets(resources: dict[str, Any]) -> None:
         if any(action in ("kms:*", "*", "kms:Generate*", "kms:GenerateMac") for action in as_list(s["Action"]))
     ]
 
-    assert [s["Principal"] for s in deriving] == [{"AWS": {"Fn::GetAtt": ["CreateApiKeyRole", "Arn"]}}]
+    roles = [{"Fn::GetAtt": [role, "Arn"]} for role in ("CreateApiKeyRole", "CreateUserApiKeyRole")]
+    assert [s["Principal"] for s in deriving] == [{"AWS": roles}]
     assert as_list(deriving[0]["Action"]) == ["kms:GenerateMac"]
 
 

@@ -15,7 +15,9 @@ def record_of(ended: LiteralString) -> LiteralString:
     )
     SELECT
         (SELECT u.id FROM users AS u WHERE u.id = (o.actor ->> 'user_id')::uuid),
-        CASE WHEN o.request ->> 'reason' = 'expired' THEN 'API_KEY_EXPIRED' ELSE 'API_KEY_' || upper(o.kind) END,
+        CASE o.request ->> 'reason'
+            WHEN 'expired' THEN 'API_KEY_EXPIRED' WHEN 'revoked' THEN 'API_KEY_REVOKE' ELSE 'API_KEY_' || upper(o.kind)
+        END,
         'API_KEY', o.api_key_id, (o.actor ->> 'ip_address')::inet, o.actor ->> 'user_agent', o.state = 'done',
         o.last_error,
         jsonb_build_object(

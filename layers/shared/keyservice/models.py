@@ -212,6 +212,14 @@ class DeletedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     effective_by: str
 
 
+class RevokedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The same of a key whose row stays."""
+
+    message: str
+    revoked_at: str
+    effective_by: str
+
+
 class PendingDeletion(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     status: Literal["pending"] = "pending"
@@ -439,6 +447,14 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     pending_creates: int
     pending_deletes: int
     oldest_pending_seconds: float
+
+
+class CleanedUp(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """`pending_count`: expired keys that are not gone yet, whoever's."""
+
+    message: str
+    cleaned_count: int
+    pending_count: int
 
 
 type ReconcileMode = Literal["report", "heal"]

@@ -180,6 +180,9 @@ def test_every_route_but_health_asks_for_a_token(resources: dict[str, Any]) -> N
         "GET /health": ["NONE"],
         "POST /api/v1/admin/operations/{id}/retry": ["Jwt"],
         "POST /api/v1/api-keys": ["Jwt"],
+        "POST /api/v1/admin/users/{userId}/api-keys": ["Jwt"],
+        "DELETE /api/v1/admin/users/{userId}/api-keys/{id}": ["Jwt"],
+        "POST /api/v1/api-keys/admin/cleanup-expired": ["Jwt"],
     }
 
 

@@ -380,12 +380,17 @@ class OperationPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """The query of GET /api/v1/admin/audit, checked; from `start` to before `end`, with every one of the words."""
+    """The query of GET /api/v1/admin/audit, checked; from `start` to before `end`, with every one of the words.
+
+    `user_id` did it, `subject_id` is whom it was done to.
+    """
 
     limit: int
     cursor: Cursor | None = None
     action: str | None = None
     user_id: UUID | None = None
+    subject_id: UUID | None = None
+    resource_type: str | None = None
     resource_id: str | None = None
     success: bool | None = None
     start: datetime | None = None

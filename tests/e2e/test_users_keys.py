@@ -2,6 +2,7 @@
 
 from datetime import datetime as moment
 from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ def keys_of(person: Person) -> str:
     return f"/api/v1/admin/users/{person.user_id}/api-keys"
 
 
-def ask(admin: Person, method: str, path: str, **arguments: object) -> httpx.Response:
+def ask(admin: Person, method: str, path: str, **arguments: Any) -> httpx.Response:
     return admin.service.call(method, path, token=admin.token, **arguments)
 
 

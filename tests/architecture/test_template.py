@@ -9,8 +9,11 @@ from tests.architecture.translation import DEPLOYMENT, ROOT, read_template, tran
 
 HTTP_FUNCTIONS = [
     "CheckHealth",
+    "CleanUpExpired",
     "CreateApiKey",
+    "CreateUserApiKey",
     "DeleteApiKey",
+    "DeleteUserApiKey",
     "GetApiKey",
     "GetApiKeyStats",
     "GetKeyDefaults",
@@ -61,6 +64,17 @@ DATABASE = {"DATABASE_SECRET_ARN"}
 # Has nothing to say that is not in the source.
 WITHOUT_DATABASE = {"ServeOpenapi"}
 CALLER = {"EMAIL_CLAIM", "NAME_CLAIM", "OAUTH_PROVIDER", "ROLES_CLAIM", "SUBJECT_CLAIM", "USERNAME_CLAIM"}
+CREATING = CALLER | {
+    "GATEWAY_DRAIN_SECONDS",
+    "LITELLM_SECRET_ARN",
+    "LITELLM_URL",
+    "MAC_KEY_ARN",
+    "MAX_ACTIVE_KEYS",
+    "MODEL_ACCESS",
+    "RESUME_SECONDS",
+    "STACK_NAME",
+}
+DELETING = CALLER | {"GATEWAY_CACHE_SECONDS", "GATEWAY_DRAIN_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"}
 ALTERING = CALLER | {
     "GATEWAY_DRAIN_SECONDS",
     "LITELLM_SECRET_ARN",
@@ -71,18 +85,11 @@ ALTERING = CALLER | {
 OWN_VARIABLES = {
     "CheckHealth": {"LITELLM_URL"},
     "ServeOpenapi": set(),
-    "CreateApiKey": CALLER
-    | {
-        "GATEWAY_DRAIN_SECONDS",
-        "LITELLM_SECRET_ARN",
-        "LITELLM_URL",
-        "MAC_KEY_ARN",
-        "MAX_ACTIVE_KEYS",
-        "MODEL_ACCESS",
-        "RESUME_SECONDS",
-        "STACK_NAME",
-    },
-    "DeleteApiKey": CALLER | {"GATEWAY_CACHE_SECONDS", "GATEWAY_DRAIN_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"},
+    "CreateApiKey": CREATING,
+    "CreateUserApiKey": CREATING,
+    "DeleteApiKey": DELETING,
+    "DeleteUserApiKey": DELETING,
+    "CleanUpExpired": CALLER | {"EXPIRY_MODE", "LITELLM_SECRET_ARN", "LITELLM_URL", "STACK_NAME"},
     "UpdateApiKey": ALTERING,
     "UpdateUserApiKey": ALTERING,
     "ResetSpend": ALTERING,
@@ -195,6 +202,9 @@ def test_every_route_but_health_and_description_asks_for_a_token(resources: dict
         "GET /api/v1/openapi.json": ["NONE"],
         "POST /api/v1/admin/operations/{id}/retry": ["Jwt"],
         "POST /api/v1/api-keys": ["Jwt"],
+        "POST /api/v1/admin/users/{userId}/api-keys": ["Jwt"],
+        "DELETE /api/v1/admin/users/{userId}/api-keys/{id}": ["Jwt"],
+        "POST /api/v1/api-keys/admin/cleanup-expired": ["Jwt"],
     }
 
 
@@ -231,6 +241,9 @@ def test_each_route_calls_the_live_version_of_its_function_with_payload_2_0(reso
         "GET /api/v1/openapi.json": (["ServeOpenapiAliaslive"], "2.0"),
         "POST /api/v1/admin/operations/{id}/retry": (["RetryOperationAliaslive"], "2.0"),
         "POST /api/v1/api-keys": (["CreateApiKeyAliaslive"], "2.0"),
+        "POST /api/v1/admin/users/{userId}/api-keys": (["CreateUserApiKeyAliaslive"], "2.0"),
+        "DELETE /api/v1/admin/users/{userId}/api-keys/{id}": (["DeleteUserApiKeyAliaslive"], "2.0"),
+        "POST /api/v1/api-keys/admin/cleanup-expired": (["CleanUpExpiredAliaslive"], "2.0"),
     }
 
 
@@ -260,6 +273,9 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
         ("UpdateApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("UpdateUserApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("ResetSpend", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("CreateUserApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("DeleteUserApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("CleanUpExpired", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("ListApiKeys", ["DatabaseSecretArn"]),
         ("SyncSpend", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("GetApiKey", ["DatabaseSecretArn"]),
@@ -365,7 +381,7 @@ def test_a_run_that_brings_spend_has_let_go_before_the_next_one_comes(resources:
     assert lease_seconds < 5 * 60
 
 
-def test_only_create_may_derive_secrets(resources: dict[str, Any]) -> None:
+def test_only_creates_may_derive_secrets(resources: dict[str, Any]) -> None:
     statements = resources["MacKey"]["Properties"]["KeyPolicy"]["Statement"]
     deriving = [
         s
@@ -373,7 +389,8 @@ def test_only_create_may_derive_secrets(resources: dict[str, Any]) -> None:
         if any(action in ("kms:*", "*", "kms:Generate*", "kms:GenerateMac") for action in as_list(s["Action"]))
     ]
 
-    assert [s["Principal"] for s in deriving] == [{"AWS": {"Fn::GetAtt": ["CreateApiKeyRole", "Arn"]}}]
+    roles = [{"Fn::GetAtt": [role, "Arn"]} for role in ("CreateApiKeyRole", "CreateUserApiKeyRole")]
+    assert [s["Principal"] for s in deriving] == [{"AWS": roles}]
     assert as_list(deriving[0]["Action"]) == ["kms:GenerateMac"]
 
 

@@ -26,6 +26,9 @@ ALLOWED = {
     "reset spend": (403, 403, 403, 403, 200),
     "list all": (403, 403, 403, 200, 200),
     "list of a user": (403, 403, 403, 200, 200),
+    "create for a user": (403, 403, 403, 403, 201),
+    "delete of a user": (403, 403, 403, 403, 200),
+    "clean up": (403, 403, 403, 403, 200),
     "validate": (403, 403, 403, 200, 200),
     "read defaults": (200, 200, 200, 200, 200),
     "read defaults as admin": (403, 403, 403, 200, 200),
@@ -34,7 +37,7 @@ ALLOWED = {
     "operations": (403, 403, 403, 200, 200),
     "retry": (403, 403, 403, 403, 404),
 }
-OF_A_KEY = {"get", "delete", "update", "update of a user", "reset spend"}
+OF_A_KEY = {"get", "delete", "delete of a user", "update", "update of a user", "reset spend"}
 CASES = [
     pytest.param(route, role, status, id=f"{route} as {role}")
     for route, statuses in ALLOWED.items()

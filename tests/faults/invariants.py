@@ -25,7 +25,7 @@ LIMITS = {
 }
 PAGE_SIZE = 100
 # By the reason of an operation whose audit record is not called after its kind.
-ACTIONS = {"expired": "API_KEY_EXPIRED", "resetSpend": "API_KEY_RESET_SPEND"}
+ACTIONS = {"expired": "API_KEY_EXPIRED", "revoked": "API_KEY_REVOKE", "resetSpend": "API_KEY_RESET_SPEND"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def _truthful_delete(rig: Rig, snapshot: Snapshot) -> Iterator[str]:
             yield f"the {operation['kind']} of {operation['api_key_id']} is not finished: {operation['last_error']}"
     key_ids = {str(operation["api_key_id"]) for operation in snapshot.operations.values()}
     for key_id in (rig.told.deleted.keys() | rig.told.accepted.keys()) & key_ids:
-        if key_id in snapshot.rows:
+        if key_id in snapshot.rows and snapshot.rows[key_id]["revoked_at"] is None:
             yield f"{key_id} is still there after its delete was answered"
         for token in snapshot.tokens_of(key_id):
             if token["state"] != "dead":
@@ -139,11 +139,8 @@ def _one_audit_record(_rig: Rig, snapshot: Snapshot) -> Iterator[str]:
             if record["resource_id"] != str(operation["api_key_id"]):
                 yield f"{named} is recorded for {record['resource_id']}"
     done = Counter(
-        # An expired key whose row was kept may be deleted by its owner later.
-        (
-            "expiry" if operation["request"].get("reason") == "expired" else operation["kind"],
-            str(operation["api_key_id"]),
-        )
+        # A key whose row was kept may be deleted by its owner later.
+        (ACTIONS.get(operation["request"].get("reason"), operation["kind"]), str(operation["api_key_id"]))
         for operation in snapshot.operations.values()
         if operation["state"] == "done"
     )

@@ -1,12 +1,13 @@
 """The operations under test, each from the moment before it begins. A new operation joins by an entry in SCENARIOS."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import override
 
 import httpx
 
-from tests.e2e.service import Person, Row
+from tests.e2e.service import KEYS, Person, Row
 from tests.faults.rig import DRAIN_SECONDS, LEASE_SECONDS, RESUME_SECONDS, Rig
 
 GENERATE = "/key/generate"
@@ -21,6 +22,30 @@ CHANGES: Row = {
     "expiresAt": "2034-04-04T04:04:04Z",
     "metadata": {"b": 2},
 }
+
+
+@dataclass
+class Administered(Person):
+    """Somebody whose keys an administrator makes and revokes for them."""
+
+    @property
+    def _keys(self) -> str:
+        return f"/api/v1/admin/users/{self.user_id}/api-keys"
+
+    @property
+    def _administrator(self) -> str:
+        return self.service.stack.token("administrator", roles=["admin"])
+
+    @override
+    def create(self, body: Row, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        return self.service.call("POST", self._keys, token=self._administrator, json=body, headers=headers)
+
+    @override
+    def delete(self, key_id: str, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        return self.service.call("DELETE", f"{self._keys}/{key_id}", token=self._administrator, headers=headers)
+
+    def clean_up(self) -> httpx.Response:
+        return self.service.call("POST", f"{KEYS}/admin/cleanup-expired", token=self._administrator)
 
 
 @dataclass
@@ -93,6 +118,20 @@ class Situation:
         self.is_altered_in_gateway()
         return self.waits_for(DRAIN_SECONDS)
 
+    def has_team(self) -> "Situation":
+        """Its money is what the key is to spend."""
+        lite_llm_team_id = f"team-of-{self.person.subject}"
+        answer = self.rig.gateway("POST", "/team/new", json={"team_id": lite_llm_team_id})
+        assert answer.status_code == 200, answer.text
+        self.rig.rows(
+            "WITH team AS (INSERT INTO teams (name, lite_llm_team_id) VALUES ('matrix', %(team)s) RETURNING id)"
+            " INSERT INTO team_members (team_id, user_id, role) SELECT id, %(user_id)s, 'member' FROM team",
+            team=lite_llm_team_id,
+            user_id=self.person.user_id,
+        )
+        self.body |= {"teamId": lite_llm_team_id, "tags": ["matrix"], "modelRpmLimit": {"gpt-4o": 5}}
+        return self
+
     def loses_subscription(self) -> None:
         self.rig.rows(
             "UPDATE subscriptions SET status = 'cancelled' WHERE user_id = %(user_id)s AND model_id = 'gpt-4o'",
@@ -147,6 +186,16 @@ def _known(rig: Rig) -> Situation:
 
 def _unknown(rig: Rig) -> Situation:
     return Situation(rig, rig.newcomer(is_synced=False))
+
+
+def _administered(rig: Rig) -> Situation:
+    person = rig.newcomer()
+    return Situation(rig, Administered(person.service, subject=person.subject, token=person.token))
+
+
+def _clean_up(situation: Situation) -> httpx.Response:
+    assert isinstance(situation.person, Administered)
+    return situation.person.clean_up()
 
 
 def _settle(situation: Situation) -> object:
@@ -441,5 +490,33 @@ SCENARIOS: dict[str, Scenario] = {
         answer=None,
         only=frozenset({"begin_correction"}),
         keeps_key=True,
+    ),
+    "an administrator's create for a team's member": Scenario(
+        function="CreateUserApiKey",
+        begin=lambda rig: _administered(rig).has_team(),
+        act=_create,
+        answer=201,
+        repeat=_create,
+        succeeds=(201,),
+        is_there_after_repeating=True,
+        only=frozenset({"begin_create", "/team/info"}),
+    ),
+    "a revocation": Scenario(
+        function="DeleteUserApiKey",
+        begin=lambda rig: _administered(rig).has_key(),
+        act=_delete,
+        answer=200,
+        repeat=_delete,
+        succeeds=(200, 404),
+        only=frozenset({"begin_delete", "finish_delete"}),
+    ),
+    "cleaning up an expired key": Scenario(
+        function="CleanUpExpired",
+        begin=lambda rig: _administered(rig).has_key().expires(),
+        act=_clean_up,
+        answer=200,
+        repeat=_clean_up,
+        succeeds=(200, 202),  # 202: what an earlier run began and did not end is settle_operations' to end
+        only=frozenset({"begin_cleanup", "read_expired"}),
     ),
 }

@@ -23,7 +23,8 @@ CALLER: dict[str, Any] = {
     "claimed_roles": ["admin"],
 }
 ALL_RECORDS: dict[str, Any] = {
-    **dict.fromkeys(("action", "user_id", "resource_id", "success", "start", "end", "words"), None),
+    **dict.fromkeys(("action", "user_id", "subject_id", "resource_type", "resource_id", "success"), None),
+    **dict.fromkeys(("start", "end", "words"), None),
     "after_created_at": None,
     "after_id": None,
     "limit": 20,
@@ -71,7 +72,7 @@ def crowded(postgres: PostgresServer, database_passwords: Passwords) -> Iterator
             """
             INSERT INTO audit_logs (user_id, action, resource_type, resource_id, metadata, created_at)
             SELECT u.id, 'ACTION_' || n, 'API_KEY', u.oauth_id || '-' || n,
-                jsonb_build_object('name', 'name' || n || ' of ' || u.oauth_id), now() - n * interval '1 day'
+                jsonb_build_object('userId', u.id, 'name', 'name' || n || ' of ' || u.oauth_id), now() - n * interval '1 day'
             FROM users AS u, generate_series(1, 100) AS n
             """
         )
@@ -106,6 +107,8 @@ def scans(connection: psycopg.Connection[DictRow], statement: LiteralString, par
         pytest.param({"action": "ACTION_7"}, "audit_logs_of_action_newest_first", id="an action"),
         pytest.param({"user_id": NOBODY}, "audit_logs_of_user_newest_first", id="a user"),
         pytest.param({"resource_id": "user-7-7"}, "audit_logs_of_resource_newest_first", id="a resource"),
+        pytest.param({"subject_id": NOBODY}, "audit_logs_of_subject_newest_first", id="a subject"),
+        pytest.param({"resource_type": "TEAM"}, "audit_logs_of_type_newest_first", id="a kind of thing"),
         pytest.param({"words": "'name77':* & '499':*"}, "audit_logs_words", id="words"),
     ],
 )

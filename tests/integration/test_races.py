@@ -52,7 +52,13 @@ def test_first_requests_of_one_caller_at_once_register_one_user(service: Service
 def test_eight_ends_of_one_delete_write_one_audit_record(service: Service):
     issued = service.create()
     begun = deletion_store.begin_delete(
-        service.database, caller(), operation_id=uuid4(), api_key_id=issued.id, lease_seconds=30
+        service.database,
+        caller(),
+        owner_id=None,
+        operation_id=uuid4(),
+        api_key_id=issued.id,
+        keeps_row=False,
+        lease_seconds=30,
     )
     assert isinstance(begun, PendingDelete)
     operation_id, epoch, hashes = begun.operation_id, begun.epoch, [token.hash for token in begun.tokens]

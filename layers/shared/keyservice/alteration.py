@@ -86,7 +86,7 @@ class KeyAlteration:
             self._database,
             caller,
             operation_id=uuid.uuid4(),
-            owner_id=None if owner_id is None else parse_uuid(owner_id) or _NOBODY,
+            owner_id=None if owner_id is None else standing.parse_owner(owner_id),
             api_key_id=key_id,
             changes=_by_column(wanted),
             entity_tags=None if if_match is None else _entity_tags(if_match),
@@ -204,10 +204,6 @@ class KeyAlteration:
             error=reason(trouble),
             may_still_happen=isinstance(trouble, GatewayUnavailable) and trouble.may_still_happen,
         )
-
-
-# No user has it: what a malformed id leads to is not there, but only administrators are told so.
-_NOBODY = uuid.UUID(int=0)
 
 
 def _known_id(api_key_id: str) -> uuid.UUID:

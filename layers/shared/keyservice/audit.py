@@ -16,9 +16,10 @@ def record_of(ended: LiteralString) -> LiteralString:
     )
     SELECT
         (SELECT u.id FROM users AS u WHERE u.id = (o.actor ->> 'user_id')::uuid),
-        CASE
-            WHEN o.request ->> 'reason' = 'expired' THEN 'API_KEY_EXPIRED'
-            WHEN o.request ->> 'reason' = 'resetSpend' THEN 'API_KEY_RESET_SPEND'
+        CASE o.request ->> 'reason'
+            WHEN 'expired' THEN 'API_KEY_EXPIRED'
+            WHEN 'revoked' THEN 'API_KEY_REVOKE'
+            WHEN 'resetSpend' THEN 'API_KEY_RESET_SPEND'
             ELSE 'API_KEY_' || upper(o.kind)
         END,
         'API_KEY', o.api_key_id, (o.actor ->> 'ip_address')::inet, o.actor ->> 'user_agent', o.state = 'done',

@@ -83,8 +83,10 @@ def parse_audit_query(parameters: Mapping[str, str], *, default_limit: int, max_
     limit = parse_whole_number(parameters, "limit", default=default_limit, maximum=max_limit, violations=violations)
     cursor = decode_cursor(parameters, violations=violations)
     action = parse_text(parameters, "action", max_length=100, violations=violations)
+    resource_type = parse_text(parameters, "resourceType", max_length=50, violations=violations)
     resource_id = parse_text(parameters, "resourceId", max_length=255, violations=violations)
     user_id = parse_id(parameters, "userId", violations=violations)
+    subject_id = parse_id(parameters, "subjectId", violations=violations)
     success = parse_boolean(parameters, "success", violations=violations)
     start_name = "from" if "from" in parameters else "startDate"
     end_name = "to" if "to" in parameters else "endDate"
@@ -100,6 +102,8 @@ def parse_audit_query(parameters: Mapping[str, str], *, default_limit: int, max_
         cursor=cursor,
         action=action,
         user_id=user_id,
+        subject_id=subject_id,
+        resource_type=resource_type,
         resource_id=resource_id,
         success=success,
         start=start,

@@ -42,6 +42,8 @@ page AS (
     WHERE EXISTS (SELECT FROM standing WHERE may_see_all)
     AND (%(action)s::text IS NULL OR a.action = %(action)s)
     AND (%(user_id)s::uuid IS NULL OR a.user_id = %(user_id)s)
+    AND (%(subject_id)s::text IS NULL OR a.metadata ->> 'userId' = %(subject_id)s)
+    AND (%(resource_type)s::text IS NULL OR a.resource_type = %(resource_type)s)
     AND (%(resource_id)s::text IS NULL OR a.resource_id = %(resource_id)s)
     AND (%(success)s::boolean IS NULL OR coalesce(a.success, true) = %(success)s)
     AND (%(start)s::timestamptz IS NULL OR a.created_at >= %(start)s)
@@ -90,6 +92,8 @@ def list_audit_records(
         **identity(caller),
         "action": query.action,
         "user_id": query.user_id,
+        "subject_id": query.subject_id and str(query.subject_id),
+        "resource_type": query.resource_type,
         "resource_id": query.resource_id,
         "success": query.success,
         "start": query.start,

@@ -71,8 +71,15 @@ class KeyCreation:
         self._deriver = deriver
         self._rules = rules
 
-    def create(self, caller: Caller, wanted: NewApiKey, *, idempotency_key: str | None, deadline: Deadline) -> Creation:
-        """A key that LiteLLM accepts, with its secret, shown this once.
+    def create(
+        self,
+        caller: Caller,
+        wanted: NewApiKey,
+        *,
+        idempotency_key: str | None,
+        deadline: Deadline,
+    ) -> Creation:
+        """A key of the caller's own that LiteLLM accepts, with its secret, shown this once.
 
         Repeated within 24 hours with the same Idempotency-Key and body it gives the same key and secret again, or goes on
         with what an earlier request left unfinished; it never makes a second key. Otherwise it raises
@@ -82,8 +89,42 @@ class KeyCreation:
         Forbidden for a caller who is inactive or may only look, and OperationPending when LiteLLM cannot confirm:
         then no key was issued and the service itself clears up what may have been made.
         """
+        return self._create(caller, wanted, owner_id=None, idempotency_key=idempotency_key, deadline=deadline)
+
+    def create_for(
+        self,
+        caller: Caller,
+        user_id: str,
+        wanted: NewApiKey,
+        *,
+        idempotency_key: str | None,
+        deadline: Deadline,
+    ) -> Creation:
+        """The same for a user, whose subscriptions and limits count; the Idempotency-Key is the caller's.
+
+        Raises Forbidden for anyone but the role admin, NotFound for a user who is not there.
+        """
+        return self._create(
+            caller,
+            wanted,
+            owner_id=standing.parse_owner(user_id),
+            idempotency_key=idempotency_key,
+            deadline=deadline,
+        )
+
+    def _create(
+        self,
+        caller: Caller,
+        wanted: NewApiKey,
+        *,
+        owner_id: uuid.UUID | None,
+        idempotency_key: str | None,
+        deadline: Deadline,
+    ) -> Creation:
         require_consistent(wanted)
-        idempotency = None if idempotency_key is None else _idempotency(idempotency_key, wanted)
+        idempotency = (
+            None if idempotency_key is None else _idempotency(idempotency_key, wanted, caller=caller, owner_id=owner_id)
+        )
         gateway_models = self._gateway_models(wanted, deadline=deadline)
         api_key_id = uuid.uuid4()
         nonce = new_nonce()
@@ -91,6 +132,7 @@ class KeyCreation:
         begun = self._begin(
             caller,
             wanted,
+            owner_id=owner_id,
             idempotency=idempotency,
             api_key_id=api_key_id,
             token=store.NewToken(
@@ -146,6 +188,7 @@ class KeyCreation:
         caller: Caller,
         wanted: NewApiKey,
         *,
+        owner_id: uuid.UUID | None,
         idempotency: Idempotency | None,
         api_key_id: uuid.UUID,
         token: store.NewToken,
@@ -158,6 +201,7 @@ class KeyCreation:
                 self._database,
                 caller,
                 wanted,
+                owner_id=owner_id,
                 operation_id=operation_id,
                 api_key_id=api_key_id,
                 token=token,
@@ -321,9 +365,12 @@ def _aged(pending: PendingCreate, *, seconds: float) -> PendingCreate:
     return msgspec.structs.replace(pending, remaining_seconds=max(1, pending.remaining_seconds - int(seconds)))
 
 
-def _idempotency(idempotency_key: str, wanted: NewApiKey) -> Idempotency:
+def _idempotency(idempotency_key: str, wanted: NewApiKey, *, caller: Caller, owner_id: uuid.UUID | None) -> Idempotency:
+    """An administrator's never meets the owner's, nor another administrator's: no header can hold what stands between."""
+    maker = () if owner_id is None else (caller.user_id or "", caller.provider or "", caller.subject or "")
+    scoped = "\0".join([*map(str, maker), idempotency_key])
     return Idempotency(
-        key_hash=hashlib.sha256(idempotency_key.encode()).hexdigest(),
+        key_hash=hashlib.sha256(scoped.encode()).hexdigest(),
         body_fingerprint=hashlib.sha256(msgspec.json.encode(wanted, order="sorted")).hexdigest(),
     )
 

@@ -23,7 +23,7 @@ from keyservice.models import (
     Permissions,
     parse_uuid,
 )
-from keyservice.standing import STANDING
+from keyservice.standing import CALLER, OWNER, STANDING, Standing, require_may_change_all, user_not_found
 
 
 class Repeated(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,25 +59,44 @@ ON CONFLICT (oauth_provider, oauth_id) DO UPDATE
 SET full_name = coalesce(EXCLUDED.full_name, u.full_name), last_login_at = now()
 RETURNING id"""
 
+# For an administrator's create: their own row is not locked, or two who make keys for one another would deadlock.
+_LOCK_OWNER: LiteralString = (
+    """/* lock_owner */
+WITH """
+    + CALLER
+    + ",\n"
+    + OWNER
+    + """
+SELECT u.id FROM users AS u JOIN owner ON owner.id = u.id FOR NO KEY UPDATE OF u"""
+)
+
 # The second statement of the pipeline: its snapshot is taken after the lock on the user was won, so that it counts
 # what the creates before it inserted. One statement that locks and counts let 30 of 30 through at a limit of 10.
 _BEGIN_CREATE: LiteralString = (
     """/* begin_create */
 WITH caller AS (
-    SELECT id, is_active, roles, sync_status, max_budget, tpm_limit, rpm_limit, budget_duration
-    FROM users
+    SELECT id, is_active, roles FROM users
     WHERE id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)
 ),
 """
     + STANDING
+    + ",\n"
+    + OWNER
     + """,
+holder AS (
+    -- Whose key it is to be: `owner`, and a caller who may not change their own as well, to be told so.
+    SELECT u.id, u.is_active, u.sync_status, u.max_budget, u.tpm_limit, u.rpm_limit, u.budget_duration
+    FROM standing
+    JOIN users AS u ON u.id = coalesce(%(owner_id)s::uuid, standing.user_id)
+    WHERE %(owner_id)s::uuid IS NULL OR standing.may_change_all
+),
 """
     + CONFIGURED
     + """,
 subscribed AS (
     SELECT s.id, s.model_id, s.status, s.status = 'active' AND (s.expires_at IS NULL OR s.expires_at > now()) AS is_active
     FROM subscriptions AS s
-    JOIN caller ON s.user_id = caller.id
+    JOIN holder ON s.user_id = holder.id
     WHERE s.id = %(subscription_id)s OR s.model_id = ANY (%(model_ids)s::text[])
 ),
 legacy AS (
@@ -119,11 +138,11 @@ not_entitled AS (
     WHERE m.model_id NOT IN (SELECT model_id FROM entitled)
 ),
 team AS (
-    -- By LiteMaaS's id or by LiteLLM's; only one whose money the caller may spend.
+    -- By LiteMaaS's id or by LiteLLM's; only one whose money the holder may spend.
     SELECT t.id, nullif(t.lite_llm_team_id, '') AS lite_llm_team_id
     FROM teams AS t
     JOIN team_members AS m ON m.team_id = t.id AND m.role <> 'viewer'
-    JOIN caller ON caller.id = m.user_id
+    JOIN holder ON holder.id = m.user_id
     WHERE t.is_active IS NOT FALSE AND (t.id = %(team_uuid)s::uuid OR t.lite_llm_team_id = %(team_id)s)
     ORDER BY t.id
     LIMIT 1
@@ -138,15 +157,16 @@ per_model AS (
 counted AS (
     SELECT count(*) AS keys
     FROM api_keys AS k
-    JOIN caller ON k.user_id = caller.id
+    JOIN holder ON k.user_id = holder.id
     WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
 ),
 broken AS (
     SELECT jsonb_agg(jsonb_build_object('field', field, 'code', code, 'bound', bound) ORDER BY position) AS rules
-    FROM standing, wanted, configured, not_entitled, counted
+    FROM standing, holder, wanted, configured, not_entitled, counted
     CROSS JOIN LATERAL (VALUES
         (1, 'user', 'inactiveUser', NULL::jsonb, NOT standing.is_active),
         (1, 'user', 'readOnly', NULL, standing.is_active AND NOT standing.may_change_own),
+        (1, 'userId', 'inactiveOwner', NULL, standing.is_active AND holder.is_active IS NOT TRUE),
         (2, 'subscriptionId', 'notFound', NULL,
             %(subscription_id)s::uuid IS NOT NULL AND NOT EXISTS (SELECT FROM legacy)),
         (3, 'subscriptionId', 'notActive', (SELECT to_jsonb(status) FROM legacy),
@@ -198,7 +218,7 @@ earlier AS (
             ELSE 'resume'
         END AS verdict
     FROM api_key_operations AS o
-    JOIN standing ON standing.user_id = o.user_id AND standing.may_change_own
+    JOIN owner ON owner.id = o.user_id
     JOIN api_key_tokens AS t ON t.hash = o.token_hash
     LEFT JOIN api_keys AS k ON k.id = o.api_key_id
     WHERE o.kind = 'create' AND o.idempotency_hash = %(idempotency_hash)s
@@ -234,16 +254,16 @@ refused AS (
         %(operation_id)s, caller.id, 'API_KEY_CREATE', 'API_KEY', %(ip_address)s::inet, %(user_agent)s, false,
         (SELECT string_agg((r ->> 'field') || ': ' || (r ->> 'code'), '; ') FROM jsonb_array_elements(broken.rules) AS r),
         jsonb_build_object(
-            'requestId', %(request_id)s::text, 'userId', caller.id, 'name', %(name)s::text,
+            'requestId', %(request_id)s::text, 'userId', holder.id, 'name', %(name)s::text,
             'models', wanted.models, 'modelCount', cardinality(wanted.models)
         )
-    FROM caller, wanted, broken
+    FROM caller, holder, wanted, broken
     WHERE broken.rules IS NOT NULL AND NOT EXISTS (SELECT FROM earlier WHERE verdict <> 'free')
     ON CONFLICT (id) DO NOTHING
 ),
 allowed AS (
-    SELECT caller.id AS user_id, wanted.*
-    FROM caller, wanted, broken
+    SELECT owner.id AS user_id, wanted.*
+    FROM owner, wanted, broken
     WHERE broken.rules IS NULL AND NOT EXISTS (SELECT FROM earlier WHERE verdict <> 'free')
 ),
 new_key AS (
@@ -284,7 +304,7 @@ new_operation AS (
     )
     SELECT
         %(operation_id)s, new_key.id, new_key.user_id,
-        %(actor)s::jsonb || jsonb_build_object('user_id', new_key.user_id), 'create',
+        %(actor)s::jsonb || jsonb_build_object('user_id', caller.id), 'create',
         now() + make_interval(secs => %(lease_seconds)s),
         now() + make_interval(secs => greatest(%(lease_seconds)s, %(resume_seconds)s)),
         %(idempotency_hash)s, %(body_fingerprint)s,
@@ -298,20 +318,21 @@ new_operation AS (
         )) || jsonb_build_object('models', allowed.models, 'metadata', new_key.metadata,
             'subscription_id', %(subscription_id)s::uuid, 'is_checked', %(model_access)s = 'subscription'),
         %(token_hash)s, new_key.name, new_key.key_prefix, allowed.models
-    FROM new_key, allowed
+    FROM new_key, allowed, caller
     -- Read, so that an earlier operation has let go of the Idempotency-Key before this one takes it.
     CROSS JOIN (SELECT count(*) FROM freed) AS let_go
     RETURNING id, epoch, request, token_hash
 )
 SELECT
+    to_jsonb(standing) AS standing,
     broken.rules AS broken_rules,
     CASE WHEN earlier.verdict = 'resume' AND resumed.id IS NULL THEN 'running' ELSE earlier.verdict END AS verdict,
-    caller.id AS user_id,
-    caller.sync_status = 'synced' AS is_known,
-    caller.max_budget::float8 AS user_max_budget,
-    caller.tpm_limit AS user_tpm_limit,
-    caller.rpm_limit AS user_rpm_limit,
-    caller.budget_duration AS user_budget_duration,
+    holder.id AS user_id,
+    holder.sync_status = 'synced' AS is_known,
+    holder.max_budget::float8 AS user_max_budget,
+    holder.tpm_limit AS user_tpm_limit,
+    holder.rpm_limit AS user_rpm_limit,
+    holder.budget_duration AS user_budget_duration,
     coalesce(new_operation.id, earlier.id) AS operation_id,
     coalesce(new_operation.epoch, resumed.epoch, earlier.epoch) AS epoch,
     coalesce(new_operation.request, earlier.request) AS request,
@@ -334,7 +355,10 @@ SELECT
         LEFT JOIN jsonb_to_recordset(%(gateway_models)s::jsonb) AS g (id text, name text, provider text)
             ON g.id = w.model_id
     ) AS model_details
-FROM caller, wanted, broken
+FROM wanted
+CROSS JOIN broken
+CROSS JOIN standing
+LEFT JOIN holder ON true
 LEFT JOIN new_key ON true
 LEFT JOIN new_operation ON true
 LEFT JOIN earlier ON earlier.verdict <> 'free'
@@ -348,6 +372,7 @@ def begin_create(
     caller: Caller,
     wanted: NewApiKey,
     *,
+    owner_id: UUID | None,
     operation_id: UUID,
     api_key_id: UUID,
     token: NewToken,
@@ -359,15 +384,17 @@ def begin_create(
     drain_seconds: float,
     resume_seconds: float,
 ) -> PendingCreate | Repeated | Refusal:
-    """T1 of a create, one round trip: the user, the rules, and when none is broken the row (not active), its models,
-    the token (intended) and the operation; when one is broken, an audit record and a Refusal that names all.
+    """T1 of a create for the user `owner_id`, or with None for the caller, one round trip: the user, the rules, and when
+    none is broken the row (not active), its models, the token (intended) and the operation; when one is broken, an
+    audit record and a Refusal that names all.
 
     Raises IdentityConflict when the username or email belongs to another identity, Unauthorized when the caller's row
-    has to be there and is not.
+    has to be there and is not, Forbidden for a caller who may not make keys for others, NotFound for an unknown owner.
     """
     parameters: dict[str, Any] = {
         **identity(caller),
         **audited(caller.actor),
+        "owner_id": owner_id,
         "operation_id": operation_id,
         "api_key_id": api_key_id,
         "token_hash": token.hash,
@@ -400,7 +427,9 @@ def begin_create(
         "drain_seconds": drain_seconds,
         "resume_seconds": resume_seconds,
     }
-    if caller.user_id is None:
+    if owner_id is not None:
+        lock = Statement(_LOCK_OWNER, parameters)
+    elif caller.user_id is None:
         lock = Statement(_REGISTER_CALLER, identity(caller))
     else:
         lock = Statement(LOCK_USER, {"user_id": caller.user_id})
@@ -413,6 +442,10 @@ def begin_create(
         raise OutcomeUnknown from error
     require_known(caller, rows)
     row = rows[0]
+    if owner_id is not None:
+        require_may_change_all(msgspec.convert(row["standing"], Standing))
+        if row["user_id"] is None:
+            raise user_not_found()
     match row["verdict"]:
         case "otherBody" | "gone" | "undoing" | "running" as hindrance:
             return Repeated(user_id=row["user_id"], hindrance=hindrance, original=None)

@@ -1,16 +1,28 @@
 """Deleting a key: hard, in LiteLLM and in PostgreSQL, and 200 only when both are true."""
 
 import uuid
-from datetime import timedelta
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 
 import msgspec
 
 from keyservice import deletion_store as store
-from keyservice import journal, telemetry
+from keyservice import journal, standing, telemetry
 from keyservice.database import Database
-from keyservice.errors import Unavailable, missing_key, reason
+from keyservice.decoding import invalid
+from keyservice.errors import Unavailable, Violation, missing_key, reason
 from keyservice.litellm import LiteLLM
-from keyservice.models import Caller, Deadline, DeletedKey, PendingDelete, PendingDeletion, parse_uuid, timestamp
+from keyservice.models import (
+    Caller,
+    Deadline,
+    DeletedKey,
+    PendingDelete,
+    PendingDeletion,
+    RevokedKey,
+    parse_uuid,
+    timestamp,
+)
+from keyservice.queries import parse_boolean
 
 
 class DeleteRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,14 +44,70 @@ class KeyDeletion:
 
         Raises NotFound for a key that is not there or not the caller's, Forbidden for a caller who is inactive or may only look.
         """
+        return self._delete(caller, api_key_id, owner_id=None, deadline=deadline)
+
+    def end_for(
+        self, caller: Caller, user_id: str, api_key_id: str, parameters: Mapping[str, str], *, deadline: Deadline
+    ) -> DeletedKey | RevokedKey | PendingDeletion:
+        """The same of a user's key with `permanent=true`; otherwise the row stays, off and marked as revoked, and a key
+        that is so already is not found.
+
+        Raises InvalidRequest for another `permanent`, Forbidden for anyone but the role admin.
+        """
+        violations: list[Violation] = []
+        is_permanent = parse_boolean(parameters, "permanent", violations=violations)
+        if violations:
+            raise invalid(violations)
+        owner_id = standing.parse_owner(user_id)
+        if is_permanent:
+            return self._delete(caller, api_key_id, owner_id=owner_id, deadline=deadline)
+        return self._revoke(caller, api_key_id, owner_id=owner_id, deadline=deadline)
+
+    def _delete(
+        self, caller: Caller, api_key_id: str, *, owner_id: uuid.UUID | None, deadline: Deadline
+    ) -> DeletedKey | PendingDeletion:
+        ended_at = self._end(caller, api_key_id, owner_id=owner_id, keeps_row=False, deadline=deadline)
+        if ended_at is None:
+            return PendingDeletion(
+                message="API key deletion accepted. The key is off in this service; LiteLLM has not confirmed yet."
+            )
+        return DeletedKey(
+            message="API key deleted successfully",
+            deleted_at=timestamp(ended_at),
+            effective_by=self._effective_by(ended_at),
+        )
+
+    def _revoke(
+        self, caller: Caller, api_key_id: str, *, owner_id: uuid.UUID, deadline: Deadline
+    ) -> RevokedKey | PendingDeletion:
+        ended_at = self._end(caller, api_key_id, owner_id=owner_id, keeps_row=True, deadline=deadline)
+        if ended_at is None:
+            return PendingDeletion(
+                message="API key revocation accepted. The key is off in this service; LiteLLM has not confirmed yet."
+            )
+        return RevokedKey(
+            message="API key revoked successfully",
+            revoked_at=timestamp(ended_at),
+            effective_by=self._effective_by(ended_at),
+        )
+
+    def _effective_by(self, ended_at: datetime) -> str:
+        return timestamp(ended_at + timedelta(seconds=self._rules.gateway_cache_seconds))
+
+    def _end(
+        self, caller: Caller, api_key_id: str, *, owner_id: uuid.UUID | None, keeps_row: bool, deadline: Deadline
+    ) -> datetime | None:
+        """None while LiteLLM has not confirmed."""
         key_id = parse_uuid(api_key_id)
         if key_id is None:
             raise missing_key(None)
         begun = store.begin_delete(
             self._database,
             caller,
+            owner_id=owner_id,
             operation_id=uuid.uuid4(),
             api_key_id=key_id,
+            keeps_row=keeps_row,
             lease_seconds=self._rules.lease_seconds,
         )
         telemetry.identify(key_id=key_id)
@@ -47,16 +115,16 @@ class KeyDeletion:
             case "not found":
                 raise missing_key(key_id)
             case "running":
-                return _pending()
+                return None
             case PendingDelete():
                 telemetry.identify(user_id=begun.user_id)
                 return self._finish(begun, deadline=deadline)
 
-    def _finish(self, pending: PendingDelete, *, deadline: Deadline) -> DeletedKey | PendingDeletion:
+    def _finish(self, pending: PendingDelete, *, deadline: Deadline) -> datetime | None:
         try:
             for token in pending.tokens:
                 self._litellm.delete(token.hash, deadline=deadline)
-            deleted_at = store.finish_delete(
+            ended_at = store.finish_delete(
                 self._database,
                 operation_id=pending.operation_id,
                 epoch=pending.epoch,
@@ -65,15 +133,10 @@ class KeyDeletion:
             )
         except Unavailable as trouble:
             self._release(pending, reason(trouble), waits_for_drain=False)
-            return _pending()
-        if deleted_at is None:
+            return None
+        if ended_at is None:
             self._release(pending, journal.DRAINING, waits_for_drain=True)
-            return _pending()
-        return DeletedKey(
-            message="API key deleted successfully",
-            deleted_at=timestamp(deleted_at),
-            effective_by=timestamp(deleted_at + timedelta(seconds=self._rules.gateway_cache_seconds)),
-        )
+        return ended_at
 
     def _release(self, pending: PendingDelete, error: str, *, waits_for_drain: bool) -> None:
         journal.release(
@@ -83,9 +146,3 @@ class KeyDeletion:
             error=error,
             waits_for_drain=waits_for_drain,
         )
-
-
-def _pending() -> PendingDeletion:
-    return PendingDeletion(
-        message="API key deletion accepted. The key is off in this service; LiteLLM has not confirmed yet."
-    )

@@ -11,7 +11,7 @@ from keyservice.audit import record_of
 from keyservice.database import Database, Statement
 from keyservice.journal import LOCK_KEY, audited, identity, repeated_once, require_known
 from keyservice.models import Caller, PendingDelete
-from keyservice.standing import STANDING, Standing, require_may_change_own
+from keyservice.standing import CALLER, OWNER, STANDING, Standing, require_may_change, user_not_found
 
 # Locks the key before the next statement takes its snapshot, and only for its owner.
 _LOCK_OWN_KEY = """/* lock_own_key */
@@ -21,6 +21,21 @@ JOIN users AS u ON u.id = k.user_id
 WHERE k.id = %(api_key_id)s AND (u.id = %(caller_id)s OR (u.oauth_provider = %(provider)s AND u.oauth_id = %(subject)s))
 FOR UPDATE OF k"""
 
+# The same for administrators, whose first request this may be.
+_LOCK_USERS_KEY: LiteralString = (
+    """/* lock_users_key */
+WITH """
+    + CALLER
+    + ",\n"
+    + OWNER
+    + """
+SELECT k.id
+FROM api_keys AS k
+JOIN owner ON owner.id = k.user_id
+WHERE k.id = %(api_key_id)s
+FOR UPDATE OF k"""
+)
+
 _BEGIN_DELETE: LiteralString = (
     """/* begin_delete */
 WITH caller AS (
@@ -29,17 +44,23 @@ WITH caller AS (
 ),
 """
     + STANDING
+    + ",\n"
+    + OWNER
     + """,
 owned AS (
     SELECT
         k.id, k.user_id, k.name, k.key_hash, k.key_prefix, k.litellm_key_alias,
         ARRAY(SELECT m.model_id::text FROM api_key_models AS m WHERE m.api_key_id = k.id ORDER BY m.model_id) AS models
     FROM api_keys AS k
-    JOIN standing ON standing.user_id = k.user_id AND standing.may_change_own
-    WHERE k.id = %(api_key_id)s
+    JOIN owner ON owner.id = k.user_id
+    -- What is revoked is not revoked again; it can still be deleted.
+    WHERE k.id = %(api_key_id)s AND (k.revoked_at IS NULL OR NOT %(keeps_row)s)
+),
+wanted AS (
+    SELECT CASE WHEN %(keeps_row)s THEN '{"reason": "revoked", "keepRow": true}' ELSE '{}' END::jsonb AS request
 ),
 running AS (
-    SELECT o.id, o.epoch, o.lease_until FROM api_key_operations AS o
+    SELECT o.id, o.epoch, o.lease_until, coalesce(o.request ->> 'reason', '') AS reason FROM api_key_operations AS o
     JOIN owned ON owned.id = o.api_key_id
     WHERE o.state = 'pending' AND o.kind = 'delete'
 ),
@@ -56,20 +77,25 @@ superseded_audited AS (
     + """
 ),
 taken AS (
-    -- Its owner wants the key deleted: an expiry under way becomes that, with the owner as its actor, and no longer keeps
-    -- the row. Another's lease is left alone, but not our own of a first try whose answer was lost.
+    -- An expiry under way becomes what is wanted now, and a revocation becomes a delete, with the caller as its actor; a
+    -- delete stays one. Another's lease is left alone, but not our own of a first try whose answer was lost.
     UPDATE api_key_operations AS o
-    SET request = o.request - 'keepRow' - 'reason',
+    SET request = CASE WHEN becomes_another THEN o.request - 'keepRow' - 'reason' || wanted.request ELSE o.request END,
         actor = CASE
-            WHEN o.request ->> 'reason' = 'expired'
-            THEN %(actor)s::jsonb || jsonb_build_object('user_id', o.user_id) ELSE o.actor
+            WHEN becomes_another
+            THEN %(actor)s::jsonb || jsonb_build_object('user_id', standing.user_id) ELSE o.actor
         END,
         epoch = CASE WHEN is_free THEN o.epoch + 1 ELSE o.epoch END,
         attempts = CASE WHEN is_free THEN o.attempts + 1 ELSE o.attempts END,
         lease_until = CASE WHEN is_free THEN now() + make_interval(secs => %(lease_seconds)s) ELSE o.lease_until END,
         updated_at = now()
     FROM running
+    CROSS JOIN standing
+    CROSS JOIN wanted
     CROSS JOIN LATERAL (SELECT running.lease_until <= now() OR running.id = %(operation_id)s AS is_free) AS lease
+    CROSS JOIN LATERAL (
+        SELECT running.reason = 'expired' OR (running.reason = 'revoked' AND NOT %(keeps_row)s) IS TRUE AS becomes_another
+    ) AS change
     WHERE o.id = running.id AND o.epoch = running.epoch AND o.state = 'pending'
     RETURNING o.id, o.epoch, lease.is_free
 ),
@@ -99,20 +125,23 @@ adopted AS (
 begun AS (
     -- Reads `superseded` so that the one pending operation of the key has left before this one comes.
     INSERT INTO api_key_operations (
-        id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, key_name, key_prefix, models
+        id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, request, key_name, key_prefix, models
     )
     SELECT
         %(operation_id)s, owned.id, owned.user_id,
-        %(actor)s::jsonb || jsonb_build_object('user_id', owned.user_id), 'delete',
+        %(actor)s::jsonb || jsonb_build_object('user_id', standing.user_id), 'delete',
         now() + make_interval(secs => %(lease_seconds)s), now() + make_interval(secs => %(lease_seconds)s),
-        owned.name, owned.key_prefix, owned.models
+        wanted.request, owned.name, owned.key_prefix, owned.models
     FROM owned
+    CROSS JOIN standing
+    CROSS JOIN wanted
     CROSS JOIN (SELECT count(*) FROM superseded) AS gone
     WHERE NOT EXISTS (SELECT FROM running)
     RETURNING id, epoch
 )
 SELECT
     to_jsonb(standing) AS standing,
+    EXISTS (SELECT FROM users AS u WHERE u.id = %(owner_id)s) AS is_owner_known,
     owned.id AS api_key_id,
     owned.user_id,
     coalesce(begun.id, resumed.id) AS operation_id,
@@ -129,23 +158,36 @@ LEFT JOIN resumed ON true"""
 
 
 def begin_delete(
-    database: Database, caller: Caller, *, operation_id: UUID, api_key_id: UUID, lease_seconds: float
+    database: Database,
+    caller: Caller,
+    *,
+    owner_id: UUID | None,
+    operation_id: UUID,
+    api_key_id: UUID,
+    keeps_row: bool,
+    lease_seconds: float,
 ) -> PendingDelete | Literal["not found", "running"]:
-    """T1 of a delete, one round trip: the row is off, all its tokens are condemned, and the operation, which
-    supersedes a create or change still pending, will be finished whatever happens. Takes a delete over whose holder's
-    lease has run out; "running" while it has not. Raises Forbidden for a caller who may change nothing."""
+    """T1 of a delete of the caller's own key, or `owner_id`'s, one round trip: the row is off, all its tokens are
+    condemned, and the operation, which supersedes a create or change still pending, will be finished whatever happens;
+    the row is then deleted, or with `keeps_row` marked as revoked. Takes a delete over whose holder's lease has run out;
+    "running" while it has not. Raises Forbidden for a caller who may not change it, NotFound for an unknown owner."""
     parameters: dict[str, Any] = {
         **identity(caller),
         **audited(caller.actor),
+        "owner_id": owner_id,
+        "keeps_row": keeps_row,
         "operation_id": operation_id,
         "api_key_id": api_key_id,
         "lease_seconds": lease_seconds,
     }
-    _, rows = repeated_once(database, Statement(_LOCK_OWN_KEY, parameters), Statement(_BEGIN_DELETE, parameters))
+    lock = Statement(_LOCK_OWN_KEY if owner_id is None else _LOCK_USERS_KEY, parameters)
+    _, rows = repeated_once(database, lock, Statement(_BEGIN_DELETE, parameters))
     require_known(caller, rows)
     if not rows:
         return "not found"
-    require_may_change_own(msgspec.convert(rows[0]["standing"], Standing))
+    require_may_change(msgspec.convert(rows[0]["standing"], Standing), owner_id=owner_id)
+    if owner_id is not None and not rows[0]["is_owner_known"]:
+        raise user_not_found()
     if rows[0]["api_key_id"] is None:
         return "not found"
     if rows[0]["operation_id"] is None:
@@ -172,7 +214,9 @@ removed AS (
     DELETE FROM api_keys AS k USING gate WHERE k.id = gate.api_key_id AND gate.request -> 'keepRow' IS NULL
 ),
 kept AS (
-    UPDATE api_keys AS k SET is_active = false, sync_status = 'synced', last_sync_at = now(), updated_at = now()
+    UPDATE api_keys AS k
+    SET is_active = false, sync_status = 'synced', last_sync_at = now(), updated_at = now(),
+        revoked_at = CASE WHEN gate.request ->> 'reason' = 'revoked' THEN now() ELSE k.revoked_at END
     FROM gate
     WHERE k.id = gate.api_key_id AND gate.request -> 'keepRow' IS NOT NULL
 ),

@@ -10,6 +10,7 @@ ServiceError
 ├── OperationSuperseded     409 OPERATION_SUPERSEDED     the key was deleted while this change was running
 ├── OperationInProgress     409 OPERATION_IN_PROGRESS    the same request is still running; retry
 ├── OperationOver           409 OPERATION_OVER           done, failed or superseded: nothing to try again
+├── Braked                  409 BRAKED                   this database may not be the one LiteLLM's keys were made from
 ├── Gone                    410 GONE                     what the repeated request made is no more
 ├── PreconditionFailed      412 PRECONDITION_FAILED      the key is not as If-Match says; `entity_tag` is what it is now
 ├── PayloadTooLarge         413 PAYLOAD_TOO_LARGE
@@ -179,6 +180,11 @@ class PayloadTooLarge(ServiceError):
 class UnsupportedMediaType(ServiceError):
     status = 415
     code = "UNSUPPORTED_MEDIA_TYPE"
+
+
+class Braked(ServiceError):
+    status = 409
+    code = "BRAKED"
 
 
 class UnsupportedSetting(ServiceError):

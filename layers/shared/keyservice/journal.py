@@ -115,13 +115,14 @@ def reading[T](read: Callable[[], T]) -> T:
 
 
 def repeated_once(database: Database, *statements: Statement) -> list[Rows]:
-    """Runs statements that are safe to repeat; once more when the connection broke and the outcome is unknown."""
+    """Runs statements that are safe to repeat, of which one may register the caller; once more when the connection broke
+    and the outcome is unknown."""
     try:
-        return database.round_trip(*statements)
+        return registering(database, *statements)
     except OutcomeUnknown:
         pass
     try:
-        return database.round_trip(*statements)
+        return registering(database, *statements)
     except DatabaseUnavailable as error:
         # The first try may have committed: "nothing was changed" would not be true.
         raise OutcomeUnknown from error

@@ -15,6 +15,7 @@ class RuleViolation(msgspec.Struct, frozen=True):
     field: str
     code: Literal[
         "inactiveUser",
+        "inactiveOwner",
         "readOnly",
         "inactive",
         "notFound",
@@ -33,7 +34,7 @@ class RuleViolation(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """Every rule the request breaks; the audit record of it is written."""
+    """Every rule the request breaks; the audit record of it is written. `user_id`: whose key it is, or would be."""
 
     user_id: UUID
     rules: list[RuleViolation]
@@ -87,6 +88,8 @@ def _sentence(rule: RuleViolation, *, model_access: Literal["subscription", "any
             return f"You do not have active subscriptions for the following models: {', '.join(rule.bound)}"
         case "notActive", _:
             return f"Cannot create API key for {rule.bound} subscription"
+        case "inactiveOwner", _:
+            return "userId: this user's account is not active"
         case "notMember", _:
             return "teamId: there is no such team, or its money may not be spent by this user"
         case "notLinked", _:

@@ -20,7 +20,7 @@ from keyservice.models import (
     parse_uuid,
 )
 from keyservice.queries import decode_cursor, encode_cursor, parse_boolean, parse_id, parse_whole_number
-from keyservice.standing import require_active, require_may_see_all
+from keyservice.standing import parse_owner, require_active, require_may_see_all, user_not_found
 
 _MAX_PAGE = 1_000_000
 
@@ -60,17 +60,12 @@ class KeyListing:
 
     def users_page(self, caller: Caller, user_id: str, parameters: Mapping[str, str]) -> KeyPage:
         """The same of one user. Raises Forbidden for anyone but administrators, NotFound for a user who is not there."""
-        known_user = parse_uuid(user_id)
-        query = parse_list_query(parameters, user_id=known_user or _NOBODY)
+        query = parse_list_query(parameters, user_id=parse_owner(user_id))
         standing, stored, is_user_known = store.list_all_keys(self._database, caller, query)
         require_may_see_all(standing)
-        if known_user is None or not is_user_known:
-            raise NotFound("User not found", details={"resource": "User"})
+        if not is_user_known:
+            raise user_not_found()
         return _page(query, stored)
-
-
-# No user has it: what a malformed id leads to is not there, but only administrators are told so.
-_NOBODY = UUID(int=0)
 
 
 def parse_list_query(

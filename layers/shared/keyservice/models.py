@@ -256,6 +256,14 @@ class DeletedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     effective_by: Timestamp
 
 
+class RevokedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The same of a key whose row stays."""
+
+    message: str
+    revoked_at: str
+    effective_by: str
+
+
 class PendingDeletion(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     status: Literal["pending"] = "pending"
@@ -416,12 +424,17 @@ class OperationPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """The query of GET /api/v1/admin/audit, checked; from `start` to before `end`, with every one of the words."""
+    """The query of GET /api/v1/admin/audit, checked; from `start` to before `end`, with every one of the words.
+
+    `user_id` did it, `subject_id` is whom it was done to.
+    """
 
     limit: int
     cursor: Cursor | None = None
     action: str | None = None
     user_id: UUID | None = None
+    subject_id: UUID | None = None
+    resource_type: str | None = None
     resource_id: str | None = None
     success: bool | None = None
     start: datetime | None = None
@@ -484,6 +497,14 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     pending_deletes: int
     pending_updates: int
     oldest_pending_seconds: float
+
+
+class CleanedUp(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """`pending_count`: expired keys that are not gone yet, whoever's."""
+
+    message: str
+    cleaned_count: int
+    pending_count: int
 
 
 type ReconcileMode = Literal["report", "heal"]

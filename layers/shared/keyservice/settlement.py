@@ -10,11 +10,12 @@ from keyservice.alteration_store import MISSING, fail_update, finish_update
 from keyservice.creation_store import finish_undo
 from keyservice.database import Database
 from keyservice.deletion_store import finish_delete
-from keyservice.errors import GatewayRefused, GatewayUnavailable, Unavailable, reason
+from keyservice.errors import Braked, GatewayRefused, GatewayUnavailable, Unavailable, reason
 from keyservice.litellm import LiteLLM
-from keyservice.models import Deadline, SettleBrake, Settled, or_unset
+from keyservice.models import Caller, CleanedUp, Deadline, SettleBrake, Settled, or_unset
 from keyservice.provenance import Deployment, find_brake
 from keyservice.reconciliation_store import read_installation
+from keyservice.standing import require_may_change_all
 
 _AT_ONCE = 100
 
@@ -70,7 +71,7 @@ class Settlement:
             if claimed is None:
                 break
             attempted += 1
-            settled += self._settle(claimed)
+            settled += _settle(self._database, self._litellm, claimed, deadline=Deadline(self._rules.gateway_seconds))
         state = store.read_journal_state(self._database)
         telemetry.write_settled(
             attempted=attempted,
@@ -110,69 +111,124 @@ class Settlement:
                 break
         return total
 
-    def _settle(self, claimed: store.Claimed) -> bool:
-        """Whether the operation is over. One that is not stays, with the reason, for its next attempt."""
-        deadline = Deadline(self._rules.gateway_seconds)
-        try:
-            if claimed.kind == "update":
-                return self._settle_update(claimed, deadline=deadline)
-            for token in claimed.tokens:
-                self._litellm.delete(token.hash, deadline=deadline)
-            if all(token.is_safe for token in claimed.tokens) and self._finish(claimed):
-                return True
-        except Unavailable as trouble:
-            self._release(
-                claimed,
-                reason(trouble),
-                waits_for_drain=False,
-                may_still_happen=not isinstance(trouble, GatewayUnavailable) or trouble.may_still_happen,
-            )
-            return False
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one operation must not stop the others
-            telemetry.log_unexpected(f"settling {claimed.operation_id}", error)
-            self._release(claimed, type(error).__name__, waits_for_drain=False)
-            return False
-        self._release(claimed, journal.DRAINING, waits_for_drain=True)
-        return False
 
-    def _settle_update(self, claimed: store.Claimed, *, deadline: Deadline) -> bool:
-        """Goes on with a change, or compares after one that may have come late."""
-        update = claimed.update()
-        try:
-            if not self._litellm.carry_out(update, deadline=deadline):
-                return fail_update(self._database, update, reason=MISSING)
-        except GatewayRefused as refused:
-            return fail_update(self._database, update, reason=refused.recorded)
-        updated, _ = finish_update(self._database, update)
-        return updated.state == "done"
+class CleanupRules(msgspec.Struct, frozen=True, kw_only=True):
+    """The parameters as they are now; `lease_seconds` an operation is ours."""
 
-    def _finish(self, claimed: store.Claimed) -> bool:
-        if claimed.kind == "create":
-            return finish_undo(
-                self._database,
-                operation_id=claimed.operation_id,
-                epoch=claimed.epoch,
-                api_key_id=claimed.api_key_id,
-                reason="undone: LiteLLM did not confirm it and nobody asked for it again",
-            )
-        deleted_at = finish_delete(
+    deployment: Deployment
+    lease_seconds: float
+    keeps_expired_rows: bool
+
+
+class ExpiryCleanup:
+    def __init__(self, *, database: Database, litellm: LiteLLM, rules: CleanupRules) -> None:
+        self._database = database
+        self._litellm = litellm
+        self._rules = rules
+
+    def run(self, caller: Caller, *, deadline: Deadline) -> CleanedUp:
+        """Ends at most 100 expired keys as settling would, with the caller as the actor; those that there is no time for
+        are begun, and settled without anyone asking. Raises Forbidden for anyone but the role admin, Braked when this
+        database may not be the one that LiteLLM's keys were made from, Unavailable when that cannot be told.
+        """
+        standing, _ = store.count_expired(self._database, caller)
+        require_may_change_all(standing)
+        brake = find_brake(
             self._database,
+            self._litellm,
+            deployment=self._rules.deployment,
+            installation=read_installation(self._database),
+            deadline=deadline,
+        )
+        if brake is not None:
+            raise Braked(
+                "Nothing was deleted: this database may be a copy, or restored. See the runbook of reconcile.",
+                details={"brake": brake},
+            )
+        begun = store.begin_cleanup(
+            self._database,
+            caller,
+            keep_row=self._rules.keeps_expired_rows,
+            at_most=_AT_ONCE,
+            lease_seconds=self._rules.lease_seconds,
+        )
+        cleaned = sum(_settle(self._database, self._litellm, claimed, deadline=deadline) for claimed in begun)
+        _, pending = store.count_expired(self._database, caller)
+        return CleanedUp(
+            message="Expired API keys cleaned up successfully"
+            if pending == 0
+            else "Expired API keys are being cleaned up; those pending follow without anyone asking",
+            cleaned_count=cleaned,
+            pending_count=pending,
+        )
+
+
+def _settle(database: Database, litellm: LiteLLM, claimed: store.Claimed, *, deadline: Deadline) -> bool:
+    """Whether the operation is over. One that is not stays, with the reason, for its next attempt."""
+    try:
+        if claimed.kind == "update":
+            return _settle_update(database, litellm, claimed, deadline=deadline)
+        for token in claimed.tokens:
+            litellm.delete(token.hash, deadline=deadline)
+        if all(token.is_safe for token in claimed.tokens) and _finish(database, claimed):
+            return True
+    except Unavailable as trouble:
+        _release(
+            database,
+            claimed,
+            reason(trouble),
+            waits_for_drain=False,
+            may_still_happen=not isinstance(trouble, GatewayUnavailable) or trouble.may_still_happen,
+        )
+        return False
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one operation must not stop the others
+        telemetry.log_unexpected(f"settling {claimed.operation_id}", error)
+        _release(database, claimed, type(error).__name__, waits_for_drain=False)
+        return False
+    _release(database, claimed, journal.DRAINING, waits_for_drain=True)
+    return False
+
+
+def _settle_update(database: Database, litellm: LiteLLM, claimed: store.Claimed, *, deadline: Deadline) -> bool:
+    """Goes on with a change, or compares after one that may have come late."""
+    update = claimed.update()
+    try:
+        if not litellm.carry_out(update, deadline=deadline):
+            return fail_update(database, update, reason=MISSING)
+    except GatewayRefused as refused:
+        return fail_update(database, update, reason=refused.recorded)
+    updated, _ = finish_update(database, update)
+    return updated.state == "done"
+
+
+def _finish(database: Database, claimed: store.Claimed) -> bool:
+    if claimed.kind == "create":
+        return finish_undo(
+            database,
             operation_id=claimed.operation_id,
             epoch=claimed.epoch,
             api_key_id=claimed.api_key_id,
-            gone_hashes=[token.hash for token in claimed.tokens],
+            reason="undone: LiteLLM did not confirm it and nobody asked for it again",
         )
-        return deleted_at is not None
+    deleted_at = finish_delete(
+        database,
+        operation_id=claimed.operation_id,
+        epoch=claimed.epoch,
+        api_key_id=claimed.api_key_id,
+        gone_hashes=[token.hash for token in claimed.tokens],
+    )
+    return deleted_at is not None
 
-    def _release(
-        self, claimed: store.Claimed, error: str, *, waits_for_drain: bool, may_still_happen: bool = True
-    ) -> None:
-        journal.release(
-            self._database,
-            operation_id=claimed.operation_id,
-            epoch=claimed.epoch,
-            error=error,
-            waits_for_drain=waits_for_drain,
-            # Of a delete nothing can come true.
-            may_still_happen=may_still_happen or claimed.kind != "update",
-        )
+
+def _release(
+    database: Database, claimed: store.Claimed, error: str, *, waits_for_drain: bool, may_still_happen: bool = True
+) -> None:
+    journal.release(
+        database,
+        operation_id=claimed.operation_id,
+        epoch=claimed.epoch,
+        error=error,
+        waits_for_drain=waits_for_drain,
+        # Of a delete nothing can come true.
+        may_still_happen=may_still_happen or claimed.kind != "update",
+    )

@@ -7,8 +7,10 @@ from uuid import UUID
 import msgspec
 
 from keyservice.database import Database, Statement
+from keyservice.journal import audited, identity
 from keyservice.key_settings import SETTINGS
-from keyservice.models import KeySettings, PendingUpdate, Token
+from keyservice.models import Caller, KeySettings, PendingUpdate, Token
+from keyservice.standing import CALLER, Standing, ask_as_caller, change_as_caller, require_may_change_all
 
 SYSTEM_USER = "00000000-0000-0000-0000-000000000001"
 
@@ -126,12 +128,13 @@ def claim_due(
     return msgspec.convert(rows[0], Claimed) if rows else None
 
 
-_BEGIN_EXPIRY = """/* begin_expiry */
-WITH expired AS (
+# Of a CTE `acting` with the actor of each operation and audit record; where it is empty nothing expires.
+_EXPIRY: LiteralString = """expired AS (
     SELECT
         k.id, k.user_id, k.name, k.key_hash, k.key_prefix, k.litellm_key_alias,
         ARRAY(SELECT m.model_id::text FROM api_key_models AS m WHERE m.api_key_id = k.id ORDER BY m.model_id) AS models
     FROM api_keys AS k
+    CROSS JOIN acting
     WHERE k.is_active AND k.revoked_at IS NULL AND k.expires_at <= now()
     AND NOT EXISTS (SELECT FROM api_key_operations AS o WHERE o.api_key_id = k.id AND o.state = 'pending')
     ORDER BY k.expires_at
@@ -143,14 +146,15 @@ begun AS (
         id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, request, key_name, key_prefix, models
     )
     SELECT
-        gen_random_uuid(), expired.id, expired.user_id, jsonb_build_object('user_id', %(system_user)s::text), 'delete',
-        now(), now(),
+        gen_random_uuid(), expired.id, expired.user_id, acting.actor, 'delete',
+        now() + make_interval(secs => %(lease_seconds)s), now() + make_interval(secs => %(lease_seconds)s),
         jsonb_build_object('reason', 'expired')
             || CASE WHEN %(keep_row)s THEN jsonb_build_object('keepRow', true) ELSE '{}' END,
         expired.name, expired.key_prefix, expired.models
     FROM expired
+    CROSS JOIN acting
     ON CONFLICT (api_key_id) WHERE state = 'pending' DO NOTHING
-    RETURNING api_key_id
+    RETURNING id, epoch, kind, api_key_id, attempts, request
 ),
 hidden AS (
     UPDATE api_keys AS k SET is_active = false, sync_status = 'pending', updated_at = now()
@@ -161,6 +165,7 @@ condemned AS (
     UPDATE api_key_tokens AS t SET state = 'condemned', updated_at = now()
     FROM begun
     WHERE t.api_key_id = begun.api_key_id AND t.state <> 'dead'
+    RETURNING t.api_key_id, t.hash, coalesce(t.unsafe_until <= now(), true) AS is_safe
 ),
 adopted AS (
     INSERT INTO api_key_tokens (hash, api_key_id, user_id, alias, state)
@@ -171,15 +176,98 @@ adopted AS (
         SELECT FROM api_key_tokens AS t WHERE t.api_key_id = expired.id AND t.hash = expired.key_hash
     )
     ON CONFLICT (hash) DO UPDATE SET api_key_id = EXCLUDED.api_key_id, state = 'condemned', updated_at = now()
+    RETURNING api_key_id, hash
+),
+beginning AS (
+    SELECT
+        begun.id AS operation_id, begun.epoch, begun.kind, begun.api_key_id, begun.attempts, begun.request,
+        (
+            SELECT coalesce(jsonb_agg(jsonb_build_object('hash', t.hash, 'is_safe', t.is_safe)), '[]')
+            FROM (SELECT * FROM condemned UNION ALL SELECT api_key_id, hash, true FROM adopted) AS t
+            WHERE t.api_key_id = begun.api_key_id
+        ) AS tokens
+    FROM begun
+)"""
+
+_BEGIN_EXPIRY: LiteralString = (
+    """/* begin_expiry */
+WITH acting AS (
+    SELECT jsonb_build_object('user_id', %(system_user)s::text) AS actor
+),
+"""
+    + _EXPIRY
+    + """
+SELECT * FROM beginning"""
 )
-SELECT count(*) AS keys FROM begun"""
 
 
 def begin_expiry(database: Database, *, keep_row: bool, at_most: int) -> int:
     """Turns at most so many keys past their expiry into pending deletes, due at once; how many it were."""
-    parameters: dict[str, Any] = {"keep_row": keep_row, "at_most": at_most, "system_user": SYSTEM_USER}
+    parameters: dict[str, Any] = {
+        "keep_row": keep_row,
+        "at_most": at_most,
+        "lease_seconds": 0,
+        "system_user": SYSTEM_USER,
+    }
     [rows] = database.round_trip(Statement(_BEGIN_EXPIRY, parameters))
-    return rows[0]["keys"]
+    return len(rows)
+
+
+_BEGIN_CLEANUP: LiteralString = (
+    """/* begin_cleanup */
+WITH """
+    + CALLER
+    + """,
+acting AS (
+    SELECT %(actor)s::jsonb || jsonb_build_object('user_id', user_id) AS actor FROM standing WHERE may_change_all
+),
+"""
+    + _EXPIRY
+    + """
+SELECT to_jsonb(standing) AS standing, beginning.*
+FROM standing
+LEFT JOIN beginning ON true"""
+)
+
+
+def begin_cleanup(
+    database: Database, caller: Caller, *, keep_row: bool, at_most: int, lease_seconds: float
+) -> list[Claimed]:
+    """The same for an administrator, who then has them for the length of the lease. Raises Forbidden for anyone else."""
+    parameters: dict[str, Any] = {
+        **identity(caller),
+        **audited(caller.actor),
+        "keep_row": keep_row,
+        "at_most": at_most,
+        "lease_seconds": lease_seconds,
+    }
+    standing, rows = change_as_caller(database, caller, Statement(_BEGIN_CLEANUP, parameters))
+    require_may_change_all(standing)
+    return [msgspec.convert(row, Claimed) for row in rows if row["operation_id"] is not None]
+
+
+_READ_EXPIRED: LiteralString = (
+    """/* read_expired */
+WITH """
+    + CALLER
+    + """
+SELECT
+    to_jsonb(standing) AS standing,
+    (
+        SELECT count(*) FROM api_keys AS k
+        WHERE standing.may_see_all AND k.is_active AND k.revoked_at IS NULL AND k.expires_at <= now()
+    ) + (
+        SELECT count(*) FROM api_key_operations AS o
+        WHERE standing.may_see_all AND o.state = 'pending' AND o.request ->> 'reason' = 'expired'
+    ) AS keys
+FROM standing"""
+)
+
+
+def count_expired(database: Database, caller: Caller) -> tuple[Standing, int]:
+    """How many keys are past their expiry and not gone yet."""
+    standing, [row] = ask_as_caller(database, caller, Statement(_READ_EXPIRED, identity(caller)))
+    return standing, row["keys"]
 
 
 # What was sent and never answered can be carried out no more: from here on LiteLLM keeps what it is told. The operation

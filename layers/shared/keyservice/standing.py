@@ -17,9 +17,9 @@ import msgspec
 
 from keyservice import telemetry
 from keyservice.database import Database, Rows, Statement
-from keyservice.errors import Forbidden
+from keyservice.errors import Forbidden, NotFound
 from keyservice.journal import reading, registering, require_known
-from keyservice.models import Caller
+from keyservice.models import Caller, parse_uuid
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +50,9 @@ OWNER: LiteralString = """owner AS (
     UNION ALL
     SELECT u.id FROM users AS u JOIN standing ON standing.may_change_all WHERE u.id = %(owner_id)s
 )"""
+
+# The id of no user: what a malformed one leads to is not there, but only administrators are told so.
+NOBODY = UUID(int=0)
 
 # Finds the caller, registers one seen for the first time, and says what they may do. `known` has those there before.
 CALLER: LiteralString = (
@@ -114,6 +117,23 @@ def require_may_change_all(standing: Standing) -> None:
     require_may_see_all(standing)
     if not standing.may_change_all:
         raise read_only()
+
+
+def require_may_change(standing: Standing, *, owner_id: UUID | None) -> None:
+    """The keys of a user, or with None the caller's own. Raises Forbidden."""
+    if owner_id is None:
+        require_may_change_own(standing)
+    else:
+        require_may_change_all(standing)
+
+
+def parse_owner(user_id: str) -> UUID:
+    """`owner_id` for the statements; that of nobody when it is malformed."""
+    return parse_uuid(user_id) or NOBODY
+
+
+def user_not_found() -> NotFound:
+    return NotFound("User not found", details={"resource": "User"})
 
 
 def inactive() -> Forbidden:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from keyservice.provenance import Deployment
     from keyservice.reconciliation import Reconciliation
     from keyservice.schema import Migrated
-    from keyservice.settlement import Settlement
+    from keyservice.settlement import ExpiryCleanup, Settlement
     from keyservice.spend import SpendSync
     from keyservice.validation import KeyValidation
 
@@ -172,6 +172,21 @@ def settlement() -> "Settlement":
             reserve_seconds=settings().seconds("SETTLE_RESERVE_SECONDS"),
             first_wait_seconds=settings().seconds("SETTLE_FIRST_WAIT_SECONDS"),
             longest_wait_seconds=settings().seconds("SETTLE_LONGEST_WAIT_SECONDS"),
+            keeps_expired_rows=settings().expiry_mode == "deactivate",
+        ),
+    )
+
+
+@cache
+def expiry_cleanup() -> "ExpiryCleanup":
+    from keyservice.settlement import CleanupRules, ExpiryCleanup
+
+    return ExpiryCleanup(
+        database=database(),
+        litellm=litellm(),
+        rules=CleanupRules(
+            deployment=deployment(),
+            lease_seconds=settings().lease_seconds,
             keeps_expired_rows=settings().expiry_mode == "deactivate",
         ),
     )

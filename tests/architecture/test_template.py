@@ -30,9 +30,11 @@ SCHEDULED_FUNCTIONS = {
     "SettleOperations": "EveryMinute",
     "SyncSpend": "EveryFiveMinutes",
 }
+# Without a route or a schedule.
+INVOKED_FUNCTIONS = ["AdoptLiteMaaSKeys", "MigrateDatabase"]
 # Only the drop-in's template has it: test_litemaas_template.py.
 ELSEWHERE = {"authorize_litemaas_token.handler"}
-FUNCTIONS = sorted([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS, "MigrateDatabase"])
+FUNCTIONS = sorted([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS, *INVOKED_FUNCTIONS])
 
 # An HTTP API answers 503 itself when an integration takes longer; it cannot be raised (AWS quota).
 HTTP_API_LIMIT_SECONDS = 30
@@ -91,6 +93,13 @@ OWN_VARIABLES = {
         "STACK_NAME",
     },
     "SyncSpend": {"LITELLM_SECRET_ARN", "LITELLM_URL", "SPEND_PAGES_AT_ONCE", "SPEND_RESERVE_SECONDS"},
+    "AdoptLiteMaaSKeys": {
+        "ADOPTION_PAGES_AT_ONCE",
+        "ADOPTION_RESERVE_SECONDS",
+        "LITELLM_SECRET_ARN",
+        "LITELLM_URL",
+        "STACK_NAME",
+    },
     "MigrateDatabase": {"DATABASE_APP_USER", "LITELLM_URL", "STACK_NAME"},
     "Reconcile": {
         "GATEWAY_DRAIN_SECONDS",

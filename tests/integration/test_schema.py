@@ -1,5 +1,7 @@
+import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any, LiteralString
@@ -13,7 +15,7 @@ from keyservice.schema import MigrationError, migrate
 from local.postgres import PostgresServer
 from local.roles import APP, MIGRATOR, Passwords
 from tests.support.fixtures import Database
-from tests.support.litemaas_tables import CURRENT, CURRENT_ROWS, SEED_ERA
+from tests.support.litemaas_tables import CURRENT, CURRENT_ROWS, SEED_ERA, SEED_ERA_ROWS
 
 type Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -114,6 +116,121 @@ class TestDatabaseOfLiteMaaS:
         migrated(empty)
 
         assert migrated(empty) == []
+
+
+class TestDatabaseOfAnOldLiteMaaS:
+    def test_keeps_every_row_and_gets_what_it_lacks(self, empty: Connection):
+        empty.execute(SEED_ERA)
+        empty.execute(SEED_ERA_ROWS)
+        keys = sql.SQL("SELECT id, name, key_hash, lite_llm_key_id, is_active, revoked_at FROM api_keys ORDER BY name")
+        before = empty.execute(keys).fetchall()
+
+        assert migrated(empty) == migration_names()
+        assert migrated(empty) == []
+        assert empty.execute(keys).fetchall() == before
+        assert set(TABLES) <= set(tables_of(empty))
+
+    def test_takes_keys_of_several_models(self, empty: Connection):
+        empty.execute(SEED_ERA)
+        empty.execute(SEED_ERA_ROWS)
+        migrated(empty)
+
+        made = empty.execute(
+            "INSERT INTO api_keys (user_id, key_hash, key_prefix, soft_budget, metadata)"
+            " SELECT id, 'x', 'sk-x', 1, '{}' FROM users WHERE username = 'alice' RETURNING subscription_id"
+        ).fetchall()
+
+        assert made == [(None,)]
+
+
+@pytest.fixture
+def litemaas(empty: Connection, postgres: PostgresServer) -> Iterator[Connection]:
+    """Another connection to a database of LiteMaaS's, in no transaction."""
+    empty.execute(CURRENT)
+    empty.execute(CURRENT_ROWS)
+    with psycopg.connect(postgres.admin_dsn("schema"), autocommit=True) as connection:
+        connection.execute("SET lock_timeout = '5s'")
+        yield connection
+
+
+def until(connection: Connection, query: LiteralString) -> None:
+    """Returns when the query answers true."""
+    deadline = time.monotonic() + 30
+    while connection.execute(query).fetchone() != (True,):
+        assert time.monotonic() < deadline, query
+        time.sleep(0.02)
+
+
+BUILDS_AND_WAITS: LiteralString = """
+SELECT EXISTS (
+    SELECT FROM pg_stat_activity
+    WHERE datname = 'schema' AND wait_event_type = 'Lock' AND query LIKE 'CREATE INDEX CONCURRENTLY%'
+)"""
+WAITS_FOR_A_TABLE: LiteralString = """
+SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock')"""
+AUDIT: LiteralString = "INSERT INTO audit_logs (action, resource_type) VALUES ('API_ACCESS', 'API')"
+UNFINISHED: LiteralString = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
+
+
+class TestBesideALiteMaaSAtWork:
+    def test_it_writes_on_while_an_index_is_built(
+        self, empty: Connection, litemaas: Connection, postgres: PostgresServer
+    ):
+        with psycopg.connect(postgres.admin_dsn("schema")) as slow, ThreadPoolExecutor(1) as thread:
+            slow.execute(AUDIT)
+            migrating = thread.submit(migrated, empty)
+            until(litemaas, BUILDS_AND_WAITS)
+            litemaas.execute(AUDIT)
+            litemaas.execute("UPDATE api_keys SET name = name")
+            slow.commit()
+
+            assert migrating.result() == migration_names()
+
+    def test_a_table_it_holds_is_not_waited_for_long(
+        self, empty: Connection, litemaas: Connection, postgres: PostgresServer
+    ):
+        with psycopg.connect(postgres.admin_dsn("schema")) as slow, ThreadPoolExecutor(1) as thread:
+            slow.execute("SELECT FROM api_keys")
+            migrating = thread.submit(migrated, empty)
+            until(litemaas, WAITS_FOR_A_TABLE)
+            # Behind the one that waits; with the lock timeout of a client that is not patient.
+            litemaas.execute("SELECT FROM api_keys")
+            slow.commit()
+
+            assert migrating.result() == migration_names()
+
+    def test_an_index_whose_builder_was_ended_is_built_anew(
+        self, empty: Connection, litemaas: Connection, postgres: PostgresServer, database_passwords: Passwords
+    ):
+        with psycopg.connect(postgres.admin_dsn("schema")) as slow, ThreadPoolExecutor(1) as thread:
+            slow.execute(AUDIT)
+            migrating = thread.submit(migrated, empty)
+            until(litemaas, BUILDS_AND_WAITS)
+            litemaas.execute("SELECT pg_terminate_backend(%s)", [empty.info.backend_pid])
+            with pytest.raises(MigrationError):
+                migrating.result()
+        left_behind = litemaas.execute(UNFINISHED).fetchall()
+
+        with psycopg.connect(
+            postgres.dsn("schema", user=MIGRATOR, password=database_passwords.migrator), autocommit=True
+        ) as again:
+            applied = migrated(again)
+
+        assert len(left_behind) == 1
+        assert applied == migration_names()[migration_names().index("0006_overseeing") :]
+        assert litemaas.execute(UNFINISHED).fetchall() == []
+
+    def test_what_is_unfinished_under_an_indexs_name_is_not_taken_for_it(self, empty: Connection, litemaas: Connection):
+        litemaas.execute(AUDIT)
+        litemaas.execute(AUDIT)
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            empty.execute("CREATE UNIQUE INDEX CONCURRENTLY audit_logs_newest_first ON audit_logs (action)")
+
+        migrated(empty)
+
+        assert empty.execute(
+            "SELECT indisvalid, indisunique FROM pg_index WHERE indexrelid = 'audit_logs_newest_first'::regclass"
+        ).fetchall() == [(True, False)]
 
 
 class TestFailure:

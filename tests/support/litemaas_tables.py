@@ -130,3 +130,16 @@ CREATE TABLE audit_logs (
     created_at timestamptz DEFAULT now()
 );
 """
+
+SEED_ERA_ROWS: LiteralString = """
+INSERT INTO users (id, username, email, oauth_provider, oauth_id)
+VALUES ('11111111-1111-4111-8111-111111111111', 'alice', 'alice@example.com', 'openshift', 'alice');
+INSERT INTO models (id, name, provider) VALUES ('gpt-4o', 'GPT-4o', 'openai');
+INSERT INTO subscriptions (user_id, model_id) VALUES ('11111111-1111-4111-8111-111111111111', 'gpt-4o');
+INSERT INTO api_keys (subscription_id, user_id, name, key_hash, key_prefix, lite_llm_key_id, is_active, revoked_at)
+SELECT id, user_id, 'live', repeat('c', 64), 'sk-live', repeat('a', 64), true, NULL::timestamptz FROM subscriptions
+UNION ALL
+SELECT id, user_id, 'revoked', repeat('b', 64), 'sk-gone', NULL, false, timestamptz '2024-12-01T00:00:00Z' FROM subscriptions;
+INSERT INTO audit_logs (user_id, action, resource_type, resource_id)
+SELECT user_id, 'API_KEY_REVOKE', 'API_KEY', id FROM api_keys WHERE revoked_at IS NOT NULL;
+"""

@@ -83,3 +83,4 @@ CREATE INDEX keyservice_adoption_candidates_of_hash ON keyservice_adoption_candi
 -- Adopted keys bear no mark: to see whether they are there, a pass of reconcile has to read all of LiteLLM's keys. Its
 -- pages are others then, so that is decided when the pass begins.
 ALTER TABLE keyservice_reconciliation ADD COLUMN reads_all boolean NOT NULL DEFAULT false;
+CREATE INDEX api_key_tokens_adopted ON api_key_tokens (hash) WHERE state = 'live' AND nonce IS NULL;

@@ -251,6 +251,7 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
         ("SetKeyDefaults", ["DatabaseSecretArn"]),
         ("ListAuditRecords", ["DatabaseSecretArn"]),
         ("MigrateDatabase", ["DatabaseMigratorSecretArn"]),
+        ("AdoptLiteMaaSKeys", ["DatabaseMigratorSecretArn", "LiteLLMSecretArn"]),
         ("Reconcile", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
     ],
 )
@@ -392,12 +393,12 @@ def test_no_variable_holds_a_secret(resources: dict[str, Any]) -> None:
     assert suspicious == {"DATABASE_SECRET_ARN", "LITELLM_SECRET_ARN", "MAC_KEY_ARN"}
 
 
-def test_only_the_migration_gets_the_owners_login(resources: dict[str, Any]) -> None:
+def test_only_what_an_operator_invokes_gets_the_owners_login(resources: dict[str, Any]) -> None:
     secrets = {function: variables(resources, function)["DATABASE_SECRET_ARN"]["Ref"] for function in FUNCTIONS}
 
-    assert secrets == dict.fromkeys([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS], "DatabaseSecretArn") | {
-        "MigrateDatabase": "DatabaseMigratorSecretArn"
-    }
+    assert secrets == dict.fromkeys([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS], "DatabaseSecretArn") | dict.fromkeys(
+        INVOKED_FUNCTIONS, "DatabaseMigratorSecretArn"
+    )
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -37,9 +37,11 @@ SCHEDULED_FUNCTIONS = {
     "SettleOperations": "EveryMinute",
     "SyncSpend": "EveryFiveMinutes",
 }
+# Without a route or a schedule.
+INVOKED_FUNCTIONS = ["AdoptLiteMaaSKeys", "MigrateDatabase"]
 # Only the drop-in's template has it: test_litemaas_template.py.
 ELSEWHERE = {"authorize_litemaas_token.handler"}
-FUNCTIONS = sorted([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS, "MigrateDatabase"])
+FUNCTIONS = sorted([*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS, *INVOKED_FUNCTIONS])
 
 # An HTTP API answers 503 itself when an integration takes longer; it cannot be raised (AWS quota).
 HTTP_API_LIMIT_SECONDS = 30
@@ -116,6 +118,13 @@ OWN_VARIABLES = {
         "STACK_NAME",
     },
     "SyncSpend": {"LITELLM_SECRET_ARN", "LITELLM_URL", "SPEND_PAGES_AT_ONCE", "SPEND_RESERVE_SECONDS"},
+    "AdoptLiteMaaSKeys": {
+        "ADOPTION_PAGES_AT_ONCE",
+        "ADOPTION_RESERVE_SECONDS",
+        "LITELLM_SECRET_ARN",
+        "LITELLM_URL",
+        "STACK_NAME",
+    },
     "MigrateDatabase": {"DATABASE_APP_USER", "LITELLM_URL", "STACK_NAME"},
     "Reconcile": {
         "GATEWAY_DRAIN_SECONDS",
@@ -288,6 +297,7 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
         ("SetKeyDefaults", ["DatabaseSecretArn"]),
         ("ListAuditRecords", ["DatabaseSecretArn"]),
         ("MigrateDatabase", ["DatabaseMigratorSecretArn"]),
+        ("AdoptLiteMaaSKeys", ["DatabaseMigratorSecretArn", "LiteLLMSecretArn"]),
         ("Reconcile", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
     ],
 )
@@ -434,16 +444,16 @@ def test_no_variable_holds_a_secret(resources: dict[str, Any]) -> None:
     assert suspicious == {"DATABASE_SECRET_ARN", "LITELLM_SECRET_ARN", "MAC_KEY_ARN"}
 
 
-def test_only_the_migration_gets_the_owners_login(resources: dict[str, Any]) -> None:
+def test_only_what_an_operator_invokes_gets_the_owners_login(resources: dict[str, Any]) -> None:
     secrets = {
         function: variables(resources, function)["DATABASE_SECRET_ARN"]["Ref"]
         for function in FUNCTIONS
         if function not in WITHOUT_DATABASE
     }
 
-    assert secrets == dict.fromkeys({*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS} - WITHOUT_DATABASE, "DatabaseSecretArn") | {
-        "MigrateDatabase": "DatabaseMigratorSecretArn"
-    }
+    assert secrets == dict.fromkeys(
+        {*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS} - WITHOUT_DATABASE, "DatabaseSecretArn"
+    ) | dict.fromkeys(INVOKED_FUNCTIONS, "DatabaseMigratorSecretArn")
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -132,7 +132,7 @@ def test_migrations_at_once_apply_each_step_once(service: Service):
     def run() -> list[str]:
         import psycopg
 
-        with psycopg.connect(dsn) as connection:
+        with psycopg.connect(dsn, autocommit=True) as connection:
             return migrate(connection, app_user=APP, stack_name="s", litellm_url="http://l").applied
 
     try:

@@ -69,8 +69,10 @@ def insert_rows(service: Service, hashes: list[str]) -> None:
     )
     service.rows(
         """
-        INSERT INTO api_key_tokens (hash, api_key_id, user_id, alias, state)
-        SELECT key_hash, id, user_id, (SELECT mark FROM keyservice_installation) || ':' || key_hash || ':1', 'live'
+        INSERT INTO api_key_tokens (hash, api_key_id, user_id, nonce, mac_key_arn, alias, state)
+        SELECT
+            key_hash, id, user_id, md5(key_hash), 'arn', (SELECT mark FROM keyservice_installation) || ':' || key_hash || ':1',
+            'live'
         FROM api_keys
         """
     )

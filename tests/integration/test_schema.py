@@ -1,5 +1,7 @@
+import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any, LiteralString
@@ -13,80 +15,9 @@ from keyservice.schema import MigrationError, migrate
 from local.postgres import PostgresServer
 from local.roles import APP, MIGRATOR, Passwords
 from tests.support.fixtures import Database
+from tests.support.litemaas_tables import CURRENT, CURRENT_ROWS, SEED_ERA, SEED_ERA_ROWS
 
 type Connection = psycopg.Connection[tuple[Any, ...]]
-
-# What LiteMaaS 0.4 has where its tables differ from ours: columns of its own, names and indexes of its own.
-LITEMAAS: LiteralString = """
-CREATE TABLE users (
-    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), username varchar(255) NOT NULL UNIQUE,
-    email varchar(255) NOT NULL UNIQUE, full_name varchar(255), oauth_provider varchar(50) NOT NULL,
-    oauth_id varchar(255) NOT NULL, roles text[] DEFAULT '{user}', is_active boolean DEFAULT true,
-    max_budget numeric(10, 2) DEFAULT 100, tpm_limit integer DEFAULT 10000, rpm_limit integer DEFAULT 60,
-    budget_duration varchar(20), sync_status varchar(20) DEFAULT 'pending'
-        CHECK (sync_status IN ('pending', 'synced', 'error')),
-    last_login_at timestamptz, created_at timestamptz DEFAULT now(), updated_at timestamptz DEFAULT now(),
-    UNIQUE (oauth_provider, oauth_id)
-);
-CREATE TABLE teams (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name varchar(255) NOT NULL);
-CREATE TABLE team_members (
-    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), team_id uuid NOT NULL REFERENCES teams (id) ON DELETE CASCADE,
-    user_id uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE, role varchar(20) NOT NULL, UNIQUE (team_id, user_id)
-);
-CREATE TABLE models (
-    id varchar(255) PRIMARY KEY, name varchar(255) NOT NULL, provider varchar(100) NOT NULL, features text[],
-    encrypted_api_key text, created_at timestamptz DEFAULT now(), updated_at timestamptz DEFAULT now()
-);
-CREATE TABLE subscriptions (
-    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), user_id uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE,
-    model_id varchar(255) NOT NULL REFERENCES models (id), team_id uuid REFERENCES teams (id),
-    status varchar(20) NOT NULL DEFAULT 'active', quota_requests integer NOT NULL DEFAULT 0,
-    quota_tokens integer NOT NULL DEFAULT 0, lite_llm_key_value varchar(255), expires_at timestamptz,
-    created_at timestamptz DEFAULT now(), UNIQUE (user_id, model_id)
-);
-CREATE TABLE api_keys (
-    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), subscription_id uuid REFERENCES subscriptions (id) ON DELETE CASCADE,
-    user_id uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE, name varchar(255),
-    key_hash varchar(255) NOT NULL UNIQUE, key_prefix varchar(20) NOT NULL, lite_llm_key_value varchar(255),
-    litellm_key_alias varchar(255), permissions jsonb DEFAULT '{}', max_budget numeric(10, 2),
-    current_spend numeric(10, 2) DEFAULT 0, tpm_limit integer, rpm_limit integer, max_parallel_requests integer,
-    budget_duration varchar(20), soft_budget numeric(10, 2), budget_reset_at timestamptz, model_max_budget jsonb,
-    model_rpm_limit jsonb, model_tpm_limit jsonb, tags text[], metadata jsonb DEFAULT '{}', last_used_at timestamptz,
-    expires_at timestamptz, created_at timestamptz DEFAULT now(), updated_at timestamptz DEFAULT now(),
-    revoked_at timestamptz, last_sync_at timestamptz, is_active boolean DEFAULT true,
-    sync_status varchar(20) DEFAULT 'pending' CHECK (sync_status IN ('synced', 'pending', 'error')), sync_error text,
-    migration_status varchar(20) DEFAULT 'pending'
-);
-CREATE TABLE api_key_models (
-    api_key_id uuid NOT NULL REFERENCES api_keys (id) ON DELETE CASCADE,
-    model_id varchar(255) NOT NULL REFERENCES models (id) ON DELETE CASCADE,
-    created_at timestamptz DEFAULT now(), PRIMARY KEY (api_key_id, model_id)
-);
-CREATE TABLE audit_logs (
-    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), user_id uuid REFERENCES users (id), action varchar(100) NOT NULL,
-    resource_type varchar(50) NOT NULL, resource_id varchar(255), old_values jsonb, new_values jsonb, ip_address inet,
-    user_agent text, session_id varchar(255), success boolean DEFAULT true, error_message text,
-    metadata jsonb DEFAULT '{}', created_at timestamptz DEFAULT now()
-);
-CREATE TABLE system_settings (
-    key varchar(100) PRIMARY KEY, value jsonb NOT NULL DEFAULT '{}', updated_at timestamptz DEFAULT now(),
-    updated_by uuid REFERENCES users (id)
-);
-INSERT INTO users (id, username, email, oauth_provider, oauth_id, roles, is_active)
-VALUES ('00000000-0000-0000-0000-000000000001', 'system', 'old-system@litemaas', 'system', 'system', '{admin}', true),
-       ('11111111-1111-4111-8111-111111111111', 'alice', 'alice@example.com', 'openshift', 'alice', '{user}', true);
-INSERT INTO models (id, name, provider) VALUES ('gpt-4o', 'GPT-4o', 'openai');
-INSERT INTO subscriptions (user_id, model_id) VALUES ('11111111-1111-4111-8111-111111111111', 'gpt-4o');
-INSERT INTO api_keys (user_id, name, key_hash, key_prefix, lite_llm_key_value, is_active, revoked_at, sync_status)
-VALUES ('11111111-1111-4111-8111-111111111111', 'live', repeat('a', 64), 'sk-live', 'sk-live-in-the-clear', true, NULL,
-        'synced'),
-       ('11111111-1111-4111-8111-111111111111', 'revoked', repeat('b', 64), 'sk-gone', 'sk-gone-in-the-clear', false,
-        '2025-01-01T00:00:00Z', 'error');
-INSERT INTO api_key_models (api_key_id, model_id) SELECT id, 'gpt-4o' FROM api_keys;
-INSERT INTO audit_logs (user_id, action, resource_type, resource_id)
-SELECT user_id, 'API_KEY_REVOKE', 'API_KEY', id FROM api_keys WHERE revoked_at IS NOT NULL;
-INSERT INTO system_settings (key, value) VALUES ('api_key_defaults', '{"defaults": {"maxBudget": 5}}');
-"""
 
 TABLES = [
     *("api_key_models", "api_key_operations", "api_key_tokens", "api_keys", "audit_logs", "keyservice_installation"),
@@ -127,7 +58,7 @@ def tables_of(connection: Connection) -> list[str]:
 
 def migration_names() -> list[str]:
     [package] = keyservice.__path__
-    return sorted(file.stem for file in Path(package).glob("migrations/*.sql"))
+    return sorted(file.stem.removesuffix(".concurrently") for file in Path(package).glob("migrations/*.sql"))
 
 
 class TestEmptyDatabase:
@@ -159,7 +90,8 @@ class TestEmptyDatabase:
 
 class TestDatabaseOfLiteMaaS:
     def test_keeps_every_row_and_column(self, empty: Connection):
-        empty.execute(LITEMAAS)
+        empty.execute(CURRENT)
+        empty.execute(CURRENT_ROWS)
         tables = tables_of(empty)
         before = contents(empty, tables)
 
@@ -174,16 +106,133 @@ class TestDatabaseOfLiteMaaS:
         assert contents(empty, tables) == before
 
     def test_gets_our_tables_beside_its_own(self, empty: Connection):
-        empty.execute(LITEMAAS)
+        empty.execute(CURRENT)
+        empty.execute(CURRENT_ROWS)
 
         assert migrated(empty) == migration_names()
         assert set(TABLES) <= set(tables_of(empty))
 
     def test_old_tables_do_not_stop_a_second_run(self, empty: Connection):
-        empty.execute(LITEMAAS)
+        empty.execute(CURRENT)
+        empty.execute(CURRENT_ROWS)
         migrated(empty)
 
         assert migrated(empty) == []
+
+
+class TestDatabaseOfAnOldLiteMaaS:
+    def test_keeps_every_row_and_gets_what_it_lacks(self, empty: Connection):
+        empty.execute(SEED_ERA)
+        empty.execute(SEED_ERA_ROWS)
+        keys = sql.SQL("SELECT id, name, key_hash, lite_llm_key_id, is_active, revoked_at FROM api_keys ORDER BY name")
+        before = empty.execute(keys).fetchall()
+
+        assert migrated(empty) == migration_names()
+        assert migrated(empty) == []
+        assert empty.execute(keys).fetchall() == before
+        assert set(TABLES) <= set(tables_of(empty))
+
+    def test_takes_keys_of_several_models(self, empty: Connection):
+        empty.execute(SEED_ERA)
+        empty.execute(SEED_ERA_ROWS)
+        migrated(empty)
+
+        made = empty.execute(
+            "INSERT INTO api_keys (user_id, key_hash, key_prefix, soft_budget, metadata)"
+            " SELECT id, 'x', 'sk-x', 1, '{}' FROM users WHERE username = 'alice' RETURNING subscription_id"
+        ).fetchall()
+
+        assert made == [(None,)]
+
+
+@pytest.fixture
+def litemaas(empty: Connection, postgres: PostgresServer) -> Iterator[Connection]:
+    """Another connection to a database of LiteMaaS's, in no transaction."""
+    empty.execute(CURRENT)
+    empty.execute(CURRENT_ROWS)
+    with psycopg.connect(postgres.admin_dsn("schema"), autocommit=True) as connection:
+        connection.execute("SET lock_timeout = '5s'")
+        yield connection
+
+
+def until(connection: Connection, query: LiteralString) -> None:
+    """Returns when the query answers true."""
+    deadline = time.monotonic() + 30
+    while connection.execute(query).fetchone() != (True,):
+        assert time.monotonic() < deadline, query
+        time.sleep(0.02)
+
+
+BUILDS_AND_WAITS: LiteralString = """
+SELECT EXISTS (
+    SELECT FROM pg_stat_activity
+    WHERE datname = 'schema' AND wait_event_type = 'Lock' AND query LIKE 'CREATE INDEX CONCURRENTLY%'
+)"""
+WAITS_FOR_A_TABLE: LiteralString = """
+SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock')"""
+AUDIT: LiteralString = "INSERT INTO audit_logs (action, resource_type) VALUES ('API_ACCESS', 'API')"
+UNFINISHED: LiteralString = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
+
+
+class TestBesideALiteMaaSAtWork:
+    def test_it_writes_on_while_an_index_is_built(
+        self, empty: Connection, litemaas: Connection, postgres: PostgresServer
+    ):
+        with psycopg.connect(postgres.admin_dsn("schema")) as slow, ThreadPoolExecutor(1) as thread:
+            slow.execute(AUDIT)
+            migrating = thread.submit(migrated, empty)
+            until(litemaas, BUILDS_AND_WAITS)
+            litemaas.execute(AUDIT)
+            litemaas.execute("UPDATE api_keys SET name = name")
+            slow.commit()
+
+            assert migrating.result() == migration_names()
+
+    def test_a_table_it_holds_is_not_waited_for_long(
+        self, empty: Connection, litemaas: Connection, postgres: PostgresServer
+    ):
+        with psycopg.connect(postgres.admin_dsn("schema")) as slow, ThreadPoolExecutor(1) as thread:
+            slow.execute("SELECT FROM api_keys")
+            migrating = thread.submit(migrated, empty)
+            until(litemaas, WAITS_FOR_A_TABLE)
+            # Behind the one that waits; with the lock timeout of a client that is not patient.
+            litemaas.execute("SELECT FROM api_keys")
+            slow.commit()
+
+            assert migrating.result() == migration_names()
+
+    def test_an_index_whose_builder_was_ended_is_built_anew(
+        self, empty: Connection, litemaas: Connection, postgres: PostgresServer, database_passwords: Passwords
+    ):
+        with psycopg.connect(postgres.admin_dsn("schema")) as slow, ThreadPoolExecutor(1) as thread:
+            slow.execute(AUDIT)
+            migrating = thread.submit(migrated, empty)
+            until(litemaas, BUILDS_AND_WAITS)
+            litemaas.execute("SELECT pg_terminate_backend(%s)", [empty.info.backend_pid])
+            with pytest.raises(MigrationError):
+                migrating.result()
+        left_behind = litemaas.execute(UNFINISHED).fetchall()
+
+        with psycopg.connect(
+            postgres.dsn("schema", user=MIGRATOR, password=database_passwords.migrator), autocommit=True
+        ) as again:
+            applied = migrated(again)
+
+        assert len(left_behind) == 1
+        assert applied == migration_names()[migration_names().index("0006_overseeing") :]
+        assert litemaas.execute(UNFINISHED).fetchall() == []
+
+    def test_what_is_unfinished_under_an_indexs_name_is_not_taken_for_it(self, empty: Connection, litemaas: Connection):
+        litemaas.execute(AUDIT)
+        litemaas.execute(AUDIT)
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            empty.execute("CREATE UNIQUE INDEX CONCURRENTLY audit_logs_newest_first ON audit_logs (action)")
+
+        migrated(empty)
+
+        assert empty.execute(
+            "SELECT indisvalid, indisunique FROM pg_index WHERE indexrelid = 'audit_logs_newest_first'::regclass"
+        ).fetchall() == [(True, False)]
 
 
 class TestFailure:

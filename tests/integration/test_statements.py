@@ -63,6 +63,15 @@ def test_whoever_looks_for_the_caller_looks_for_both_kinds():
     assert [text for text in statements if len(by_subject.findall(text)) != len(by_both.findall(text))] == []
 
 
+def test_no_statement_asks_for_all_columns_of_a_key():
+    """The app role may not read LiteMaaS's plaintext secrets; in a LiteMaaS's database the statement would fail."""
+    all_columns = re.compile(r"SELECT\s+(k\.)?\*\s+FROM(?:[^)]*?JOIN)?\s+api_keys\b|to_jsonb\(k\)")
+    asking = {store.stem for store in STORES for text in statements_in(store) if all_columns.search(text)}
+
+    # It logs in as the owner of the tables.
+    assert asking == {"adoption_store"}
+
+
 def checked_values(database: Database, *, table: str, column: str) -> set[str]:
     """What the CHECK of the column allows."""
     with psycopg.connect(database.admin_dsn) as connection:

@@ -68,7 +68,7 @@ def database_passwords(postgres: PostgresServer) -> Passwords:
     passwords = create_roles(postgres)
     postgres.create_database(TEMPLATE, owner=MIGRATOR)
     dsn = postgres.dsn(TEMPLATE, user=MIGRATOR, password=passwords.migrator)
-    with psycopg.connect(dsn) as connection:
+    with psycopg.connect(dsn, autocommit=True) as connection:
         migrate(connection, app_user=APP, stack_name=STACK_NAME, litellm_url=LITELLM_URL)
     return passwords
 

@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from keyservice.errors import DatabaseUnavailable
-from keyservice.jobs import JobFailed, job
+from keyservice.jobs import JobFailed, NotUnderstood, job, requested_job
 from keyservice.models import Deadline
 
 type Log = Callable[[], list[dict[str, Any]]]
@@ -70,3 +70,28 @@ def test_an_unexpected_failure_reaches_lambda_without_its_message(log: Log):
     assert failed.value.__suppress_context__
     assert [line["error_type"] for line in log()] == ["ValueError"]
     assert "CANARY" not in str(log())
+
+
+class Request(msgspec.Struct, forbid_unknown_fields=True):
+    count: int = 1
+
+
+@pytest.mark.parametrize(("payload", "count"), [({}, 1), ({"count": 2}, 2)], ids=["nothing", "a number"])
+def test_a_requested_job_is_told_what_it_was_invoked_with(payload: dict[str, Any], count: int):
+    @requested_job("some_job", Request, usage='{"count": 1}')
+    def handler(request: Request, _: Deadline) -> Report:
+        return Report(done=request.count)
+
+    assert handler(payload, Context()) == {"done": count}
+
+
+@pytest.mark.parametrize("payload", [{"count": "sk-secret"}, {"counts": 2}, [], None], ids=str)
+def test_a_requested_job_does_nothing_for_a_payload_it_does_not_know(payload: Any):
+    @requested_job("some_job", Request, usage='{"count": 1}')
+    def handler(_: Request, __: Deadline) -> Report:
+        raise AssertionError
+
+    with pytest.raises(NotUnderstood) as refused:
+        handler(payload, Context())
+
+    assert str(refused.value) == 'some_job was not invoked with {"count": 1}; nothing was done'

@@ -1,7 +1,7 @@
 """The life of LiteLLM API keys: create, list, change, delete, each with its audit record, and who may see what. In reading order:
 
 endpoint        API Gateway boundary: Request, Response, @endpoint; the only place an error becomes HTTP
-jobs            the boundary of scheduled jobs
+jobs            the boundary of jobs, scheduled or invoked by an operator
 authorizer      the boundary of the Lambda authorizer
 callers         who calls, from a token's claims
 wiring          builds the parts once per execution environment; the only reader of os.environ
@@ -13,6 +13,7 @@ key_statistics  counting a caller's keys (key_statistics_store: its SQL)
 validation      whether a secret is that of a working key (validation_store: its SQL)
 litemaas_tokens checking the tokens that LiteMaaS itself issues
 settlement      finishing what was interrupted, expiring keys (settlement_store: its SQL)
+adoption        taking over the keys that LiteMaaS made (adoption_store: its SQL)
 spend           bringing spend from LiteLLM into the rows (spend_store: its SQL)
 operations      the operator's view of the journal (operations_store: its SQL)
 reconciliation  comparing LiteLLM's keys with the database's and healing what differs (reconciliation_store: its SQL)

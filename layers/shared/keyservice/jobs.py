@@ -1,4 +1,5 @@
-"""The boundary of scheduled jobs: a function of a Deadline becomes a Lambda handler that logs one line of what it did."""
+"""The boundary of jobs, scheduled or invoked by an operator: a function of a Deadline, and of what it was invoked with,
+becomes a Lambda handler that logs one line of what it did."""
 
 import time
 from collections.abc import Callable
@@ -20,6 +21,10 @@ class JobFailed(Exception):
     log by itself, and the message of, say, a driver may quote a row."""
 
 
+class NotUnderstood(Exception):
+    """The payload a job was invoked with is not one it knows; the message says what it knows."""
+
+
 def job[T: msgspec.Struct](
     operation: str,
 ) -> Callable[[Callable[[Deadline], T]], Callable[[object, LambdaContext], Any]]:
@@ -27,26 +32,46 @@ def job[T: msgspec.Struct](
 
     def decorate(work: Callable[[Deadline], T]) -> Callable[[object, LambdaContext], Any]:
         def handler(_event: object, context: LambdaContext) -> Any:
-            started = time.perf_counter()
-            telemetry.begin_request()
-            outcome = "error"
-            try:
-                report = msgspec.to_builtins(
-                    work(Deadline(context.get_remaining_time_in_millis() / 1000 - _RESERVED_SECONDS))
-                )
-                outcome = "success"
-            except Unavailable as trouble:
-                telemetry.logger.error("job could not be done", extra={"job": operation, "reason": reason(trouble)})
-                raise
-            except Exception as error:  # noqa: BLE001 - what it says must not reach Lambda's own log line
-                telemetry.log_unexpected(operation, error)
-                raise JobFailed(f"{operation}: {type(error).__name__}") from None
-            finally:
-                duration_ms = (time.perf_counter() - started) * 1000
-                telemetry.write_request(operation=operation, outcome=outcome, duration_ms=duration_ms)
-            telemetry.logger.info("job done", extra={"job": operation, "duration_ms": round(duration_ms, 2), **report})
-            return report
+            return _carry_out(operation, work, context)
 
         return handler
 
     return decorate
+
+
+def requested_job[R: msgspec.Struct, T: msgspec.Struct](
+    operation: str, request: type[R], *, usage: str
+) -> Callable[[Callable[[R, Deadline], T]], Callable[[object, LambdaContext], Any]]:
+    """As `job`, of one that is told what to do. Its handler raises NotUnderstood for a payload of another shape."""
+
+    def decorate(work: Callable[[R, Deadline], T]) -> Callable[[object, LambdaContext], Any]:
+        def handler(event: object, context: LambdaContext) -> Any:
+            try:
+                asked = msgspec.convert(event, request)
+            except msgspec.ValidationError:
+                raise NotUnderstood(f"{operation} was not invoked with {usage}; nothing was done") from None
+            return _carry_out(operation, lambda deadline: work(asked, deadline), context)
+
+        return handler
+
+    return decorate
+
+
+def _carry_out[T: msgspec.Struct](operation: str, work: Callable[[Deadline], T], context: LambdaContext) -> Any:
+    started = time.perf_counter()
+    telemetry.begin_request()
+    outcome = "error"
+    try:
+        report = msgspec.to_builtins(work(Deadline(context.get_remaining_time_in_millis() / 1000 - _RESERVED_SECONDS)))
+        outcome = "success"
+    except Unavailable as trouble:
+        telemetry.logger.error("job could not be done", extra={"job": operation, "reason": reason(trouble)})
+        raise
+    except Exception as error:  # noqa: BLE001 - what it says must not reach Lambda's own log line
+        telemetry.log_unexpected(operation, error)
+        raise JobFailed(f"{operation}: {type(error).__name__}") from None
+    finally:
+        duration_ms = (time.perf_counter() - started) * 1000
+        telemetry.write_request(operation=operation, outcome=outcome, duration_ms=duration_ms)
+    telemetry.logger.info("job done", extra={"job": operation, "duration_ms": round(duration_ms, 2), **report})
+    return report

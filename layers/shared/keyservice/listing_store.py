@@ -54,6 +54,13 @@ class StoredPage(msgspec.Struct, frozen=True, kw_only=True):
     keys: list[StoredKey]
 
 
+# All of a key but LiteMaaS's plaintext secret, which this role may not read: `k.*` would ask for it.
+_ROW: LiteralString = """k.id, k.subscription_id, k.user_id, k.name, k.key_hash, k.key_prefix, k.litellm_key_alias,
+        k.permissions, k.max_budget, k.current_spend, k.tpm_limit, k.rpm_limit, k.max_parallel_requests,
+        k.budget_duration, k.soft_budget, k.budget_reset_at, k.model_max_budget, k.model_rpm_limit, k.model_tpm_limit,
+        k.tags, k.metadata, k.last_used_at, k.expires_at, k.created_at, k.updated_at, k.revoked_at, k.last_sync_at,
+        k.is_active, k.sync_status, k.sync_error"""
+
 # Every list and the single key are made of the same parts; each has a `scope` of its own, the rows it is about.
 _SHOWN: LiteralString = (
     """shown AS NOT MATERIALIZED (
@@ -125,7 +132,9 @@ WITH """
     + CALLER
     + """,
 scope AS NOT MATERIALIZED (
-    SELECT k.* FROM known JOIN api_keys AS k ON k.user_id = known.id
+    SELECT """
+    + _ROW
+    + """ FROM known JOIN api_keys AS k ON k.user_id = known.id
 ),
 """
     + _SHOWN
@@ -161,7 +170,9 @@ WITH """
     + CALLER
     + """,
 scope AS NOT MATERIALIZED (
-    SELECT k.* FROM api_keys AS k
+    SELECT """
+    + _ROW
+    + """ FROM api_keys AS k
     WHERE EXISTS (SELECT FROM standing WHERE may_see_all)
     AND (%(user_id)s::uuid IS NULL OR k.user_id = %(user_id)s)
 ),
@@ -197,7 +208,9 @@ WITH """
     + CALLER
     + """,
 scope AS NOT MATERIALIZED (
-    SELECT k.* FROM known JOIN api_keys AS k ON k.user_id = known.id AND k.id = %(api_key_id)s
+    SELECT """
+    + _ROW
+    + """ FROM known JOIN api_keys AS k ON k.user_id = known.id AND k.id = %(api_key_id)s
 ),
 """
     + _SHOWN

@@ -70,13 +70,10 @@ class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
     soft_budget: float | None = None
     """Only /key/info tells it."""
 
-    def has_alias_of(self, mark: str) -> bool:
-        return (self.key_alias or "").startswith(f"{mark}:")
-
     def is_ours(self, mark: str) -> bool:
         """Whether alias and metadata bear the mark: an alias alone may be somebody else's."""
         is_marked = _object(self.metadata.get("keyservice")).get("mark") == mark
-        return is_marked and self.has_alias_of(mark)
+        return is_marked and _has_alias_of(mark, self.key_alias)
 
     def differences(self, settings: KeySettings) -> list[str]:
         """LiteLLM's names of what is not as the settings say. `expires` may be some seconds off: LiteLLM counts from
@@ -102,11 +99,19 @@ class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
         return [*self.differences(settings), *(name for name, is_same in rest.items() if not is_same)]
 
 
+class OtherKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that does not bear our mark. `is_litemaas`: LiteMaaS says so in its metadata."""
+
+    token: str
+    is_litemaas: bool = False
+
+
 class GatewayKeyPage(msgspec.Struct, frozen=True, kw_only=True):
-    """`keys` may be fewer than LiteLLM sent: only those whose alias begins exactly with the mark. `last_token` is the
+    """`keys`: those whose alias begins exactly with the mark; `others`: what else LiteLLM sent. `last_token` is the
     greatest of all it sent, None when it sent none."""
 
     keys: list[GatewayKey]
+    others: list[OtherKey]
     last_token: str | None
     total_pages: int
 
@@ -332,14 +337,20 @@ class LiteLLM:
         return answer.status_code == 200
 
     def list_keys(
-        self, *, mark: str, page: int, deadline: Deadline, order: Literal["by hash", "newest first"] = "by hash"
+        self,
+        *,
+        mark: str,
+        page: int,
+        deadline: Deadline,
+        order: Literal["by hash", "newest first"] = "by hash",
+        of_everybody: bool = False,
     ) -> GatewayKeyPage:
-        """Page 1, 2, ... of the keys whose alias begins exactly with the mark, at most 100; whether the metadata
-        agrees is for the reader to ask. LiteLLM finds aliases anywhere and in any case: those are left out here."""
+        """Page 1, 2, ... of the keys whose alias has the mark anywhere and in any case, at most 100, or of all keys
+        there are; whether the metadata agrees is for the reader to ask."""
         column, direction = ("token", "asc") if order == "by hash" else ("created_at", "desc")
+        narrowed = {} if of_everybody else {"key_alias": f"{mark}:", "substring_matching": "true"}
         query = {
-            "key_alias": f"{mark}:",
-            "substring_matching": "true",
+            **narrowed,
             "return_full_object": "true",
             "sort_by": column,
             "sort_order": direction,
@@ -353,10 +364,11 @@ class LiteLLM:
             listed = msgspec.convert(_json(answer), type=_KeyList)
         except msgspec.ValidationError as error:
             raise _trouble("key/list", answer) from error
-        found = [_gateway_key(key) for key in listed.keys]
+        # A stranger's key may be of any shape: only its hash matters.
         return GatewayKeyPage(
-            keys=[key for key in found if key.has_alias_of(mark)],
-            last_token=max((key.token for key in found), default=None),
+            keys=[_gateway_key(key) for key in listed.keys if _has_alias_of(mark, key.get("key_alias"))],
+            others=[_other_key(key) for key in listed.keys if not _has_alias_of(mark, key.get("key_alias"))],
+            last_token=max((_other_key(key).token for key in listed.keys), default=None),
             total_pages=listed.total_pages,
         )
 
@@ -568,6 +580,21 @@ def _gateway_key(told: Mapping[str, Any]) -> GatewayKey:
         return msgspec.convert({name: value for name, value in told.items() if value is not None}, GatewayKey)
     except msgspec.ValidationError as error:
         raise GatewayUnavailable("key: not understood", may_still_happen=False) from error
+
+
+def _other_key(told: Mapping[str, Any]) -> OtherKey:
+    """Raises GatewayUnavailable for an answer that is not a key."""
+    token: object = told.get("token")
+    if not isinstance(token, str):
+        raise GatewayUnavailable("key: not understood", may_still_happen=False)
+    metadata = _object(told.get("metadata"))
+    # Those that it made itself, and those that it made in their place when they were rotated.
+    is_litemaas = metadata.get("created_by") == "litemaas" or "litemaas_key_id" in metadata
+    return OtherKey(token=token, is_litemaas=is_litemaas)
+
+
+def _has_alias_of(mark: str, alias: object) -> bool:
+    return isinstance(alias, str) and alias.startswith(f"{mark}:")
 
 
 def _limits(settings: KeySettings) -> dict[str, Any]:

@@ -538,6 +538,63 @@ class ReconcileReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     failed: int
 
 
+type AdoptionMode = Literal["dry-run", "adopt", "scrub"]
+# What became of a row, or would. missing: LiteLLM has none of the keys it may be about. unusable: it tells of none.
+# conflicting: another row tells of the same key, or it was deleted here before. changed: it did so, or was held by somebody,
+# at that moment. revokedButThere: LiteLLM has its key all the same. own: this service made its key. busy: it is changing it.
+type AdoptionOutcome = Literal[
+    "adoptable",
+    "adopted",
+    "alreadyAdopted",
+    "scrubbed",
+    "missing",
+    "revoked",
+    "revokedButThere",
+    "unusable",
+    "conflicting",
+    "changed",
+    "own",
+    "busy",
+    "undecided",
+]
+
+
+class AdoptionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator invokes the job with."""
+
+    mode: AdoptionMode = "dry-run"
+
+
+class AdoptedRows(msgspec.Struct, frozen=True, kw_only=True):
+    """`ids`: at most 100."""
+
+    count: int
+    ids: list[UUID]
+
+
+class OrphanedKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys that LiteMaaS made in LiteLLM and that no row is about. `hashes`: at most 100."""
+
+    count: int = 0
+    hashes: list[str] = []
+
+
+class AdoptionReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a pass has come to by the end of one run.
+
+    unfinished = invoke it again, and it goes on; busy = another run was at work; braked = nothing was done, see `brake`.
+    """
+
+    mode: AdoptionMode
+    state: Literal["complete", "unfinished", "busy", "braked"]
+    stage: str | None = None
+    interruption: str | None = None
+    brake: Brake | None = None
+    gateway_keys_read: int = 0
+    rows: dict[AdoptionOutcome, AdoptedRows] = {}
+    orphaned: OrphanedKeys = OrphanedKeys()
+
+
 class SpendSynced(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What one run did; `age_seconds` of the oldest spend there may be, None before the first round was complete.
 

@@ -8,6 +8,7 @@ no brake is pulled.
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 
 import msgspec
@@ -129,16 +130,23 @@ class _Run:
 
     def _compare_page(self, progress: store.Progress) -> store.Progress:
         """One page of LiteLLM's keys against the database's live keys up to the page's last hash."""
-        page = self._litellm.list_keys(mark=self.mark, page=progress.page, deadline=self._call_deadline())
+        page = self._litellm.list_keys(
+            mark=self.mark, page=progress.page, of_everybody=progress.reads_all, deadline=self._call_deadline()
+        )
         is_last = progress.page >= page.total_pages
         upto = store.END if is_last else max(page.last_token or "", progress.after_hash)
         marked = {key.token: key for key in page.keys}
+        unmarked = {key.token for key in page.others}
         findings = self._without_owner(marked)
         while progress.after_hash < upto:
             self._require_time()
-            live_keys, reached = store.read_live_keys(self._database, after=progress.after_hash, upto=upto)
+            live_keys, reached = store.read_live_keys(
+                self._database, after=progress.after_hash, upto=upto, of_adopted=progress.reads_all
+            )
             findings += [
-                finding for live in live_keys if (finding := self._compare(live, marked.get(live.hash))) is not None
+                finding
+                for live in live_keys
+                if (finding := self._compare(live, marked=marked, unmarked=unmarked)) is not None
             ]
             progress = msgspec.structs.replace(
                 progress, after_hash=reached, keys_compared=progress.keys_compared + len(live_keys)
@@ -163,16 +171,20 @@ class _Run:
                 findings.append(store.Finding(hash=token_hash, kind="unknown" if token is None else "orphan"))
         return findings
 
-    def _compare(self, live: store.LiveKey, key: GatewayKey | None) -> store.Finding | None:
-        """A key that no page showed is asked for by its hash: pages shift while keys are made and deleted."""
-        if key is None and not live.is_in_error and self._confirmations < _CONFIRMATIONS:
+    def _compare(
+        self, live: store.LiveKey, *, marked: Mapping[str, GatewayKey], unmarked: AbstractSet[str]
+    ) -> store.Finding | None:
+        """A key that no page showed is asked for by its hash: pages shift while keys are made and deleted. Of an adopted
+        key nothing is asked but whether it is there."""
+        key, is_there = marked.get(live.hash), live.is_adopted and live.hash in unmarked
+        if key is None and not is_there and not live.is_in_error and self._confirmations < _CONFIRMATIONS:
             self._confirmations += 1
             key = self._find(live.hash)
-        if key is None:
+        if key is None and not is_there:
             return store.Finding(
                 hash=live.hash, kind="missing", is_settled=live.is_in_error, row_updated_at=live.row_updated_at
             )
-        if fields := key.differences(live.settings):
+        if key is not None and not live.is_adopted and (fields := key.differences(live.settings)):
             return store.Finding(hash=live.hash, kind="drift", fields=fields)
         return store.Finding(hash=live.hash, kind="found") if live.is_marked_missing else None
 
@@ -255,7 +267,7 @@ class _Run:
     def _mark_found(self, finding: store.Finding) -> bool:
         key = self._find(finding.hash)
         live = store.read_live_key(self._database, finding.hash)
-        if key is None or live is None or key.differences(live.settings):
+        if key is None or live is None or (not live.is_adopted and key.differences(live.settings)):
             store.forget(self._database, finding.hash)
             return False
         return store.mark_found(self._database, live)

@@ -33,13 +33,15 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a pass stands: `page` is LiteLLM's next one, up to `after_hash` the database has been compared."""
+    """Where a pass stands: `page` is LiteLLM's next one, of the marked keys or of all, up to `after_hash` the database has
+    been compared."""
 
     pass_number: int
     stage: Literal["compare", "heal", "done"]
     page: int
     after_hash: str
     keys_compared: int
+    reads_all: bool
 
 
 class KnownToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,13 +53,15 @@ class KnownToken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LiveKey(msgspec.Struct, frozen=True, kw_only=True):
-    """An active row with its live token and nothing pending; `remaining_seconds` None means that it never expires."""
+    """An active row with its live token and nothing pending; `remaining_seconds` None means that it never expires.
+    `is_adopted`: LiteMaaS made it, so it bears no mark, and LiteMaaS may have told LiteLLM what the row does not say."""
 
     hash: str
     api_key_id: UUID
     row_updated_at: datetime | None
     is_in_error: bool
     is_marked_missing: bool
+    is_adopted: bool
     remaining_seconds: int | None
     settings: KeySettings
 
@@ -83,12 +87,13 @@ def read_installation(database: Database) -> Installation:
 
 _NEW_PROGRESS = """/* new_progress */
 UPDATE keyservice_reconciliation
-SET pass = pass + 1, stage = 'compare', page = 1, after_hash = '', keys_compared = 0, started_at = now()
+SET pass = pass + 1, stage = 'compare', page = 1, after_hash = '', keys_compared = 0, started_at = now(),
+    reads_all = EXISTS (SELECT FROM api_key_tokens WHERE state = 'live' AND nonce IS NULL)
 WHERE stage = 'done' OR advanced_at <= now() - interval '1 hour'"""
 
 _READ_PROGRESS = """/* read_progress */
 UPDATE keyservice_reconciliation SET advanced_at = now()
-RETURNING pass AS pass_number, stage, page, after_hash, keys_compared"""
+RETURNING pass AS pass_number, stage, page, after_hash, keys_compared, reads_all"""
 
 
 def begin_pass(database: Database) -> Progress:
@@ -129,6 +134,7 @@ def read_tokens(database: Database, hashes: Sequence[str]) -> dict[str, KnownTok
     return {row["hash"]: msgspec.convert(row, KnownToken) for row in rows}
 
 
+# Of an adopted key only the secret that its row is about now: LiteMaaS may have given it another one since.
 # A key about to expire is left to those who end it: an update would meet no time left.
 _READ_LIVE_KEYS = """/* read_live_keys */
 SELECT
@@ -136,6 +142,7 @@ SELECT
     k.updated_at AS row_updated_at,
     coalesce(k.sync_status = 'error', false) AS is_in_error,
     coalesce(k.sync_status = 'error' AND k.sync_error = %(missing)s, false) AS is_marked_missing,
+    t.nonce IS NULL AS is_adopted,
     floor(extract(epoch FROM k.expires_at - now()))::bigint AS remaining_seconds,
     ARRAY(SELECT m.model_id::text FROM api_key_models AS m WHERE m.api_key_id = k.id) AS models,
     k.expires_at, k.max_budget::float8 AS max_budget, k.budget_duration, k.tpm_limit, k.rpm_limit,
@@ -151,27 +158,34 @@ JOIN api_keys AS k ON k.id = t.api_key_id
 CROSS JOIN keyservice_installation AS i
 WHERE t.state = 'live' AND t.hash > %(after)s AND t.hash <= %(upto)s
 AND (%(hash)s::text IS NULL OR t.hash = %(hash)s)
-AND starts_with(t.alias, i.mark || ':')
+AND (starts_with(t.alias, i.mark || ':') OR (%(of_adopted)s AND t.nonce IS NULL AND t.hash = k.key_hash))
 AND k.is_active AND (k.expires_at IS NULL OR k.expires_at > now() + interval '1 minute')
 AND NOT EXISTS (SELECT FROM api_key_operations AS o WHERE o.api_key_id = k.id AND o.state = 'pending')
 ORDER BY t.hash
 LIMIT %(limit)s"""
 
 
-def read_live_keys(database: Database, *, after: str, upto: str) -> tuple[list[LiveKey], str]:
-    """Live keys of ours with after < hash <= upto, in the order of their hashes; how far they go: `upto` when those
-    were all."""
-    keys = _live_keys(database, after=after, upto=upto, token_hash=None)
+def read_live_keys(database: Database, *, after: str, upto: str, of_adopted: bool) -> tuple[list[LiveKey], str]:
+    """Live keys of ours, with those adopted from LiteMaaS or without, with after < hash <= upto, in the order of their
+    hashes; how far they go: `upto` when those were all."""
+    keys = _live_keys(database, after=after, upto=upto, token_hash=None, of_adopted=of_adopted)
     return keys, keys[-1].hash if len(keys) == _CHUNK else upto
 
 
 def read_live_key(database: Database, token_hash: str) -> LiveKey | None:
     """None when it is not live any more, or somebody is about to change it."""
-    return next(iter(_live_keys(database, after="", upto=END, token_hash=token_hash)), None)
+    return next(iter(_live_keys(database, after="", upto=END, token_hash=token_hash, of_adopted=True)), None)
 
 
-def _live_keys(database: Database, *, after: str, upto: str, token_hash: str | None) -> list[LiveKey]:
-    parameters = {"after": after, "upto": upto, "hash": token_hash, "missing": _MISSING, "limit": _CHUNK}
+def _live_keys(database: Database, *, after: str, upto: str, token_hash: str | None, of_adopted: bool) -> list[LiveKey]:
+    parameters = {
+        "after": after,
+        "upto": upto,
+        "hash": token_hash,
+        "of_adopted": of_adopted,
+        "missing": _MISSING,
+        "limit": _CHUNK,
+    }
     [rows] = repeated_once(database, Statement(_READ_LIVE_KEYS, parameters))
     return [msgspec.convert({**row, "settings": msgspec.convert(row, KeySettings)}, LiveKey) for row in rows]
 

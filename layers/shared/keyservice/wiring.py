@@ -11,6 +11,7 @@ from keyservice.secret_values import SecretValues
 from keyservice.settings import Settings
 
 if TYPE_CHECKING:
+    from keyservice.adoption import Adoption
     from keyservice.alteration import KeyAlteration
     from keyservice.audit_trail import AuditTrail
     from keyservice.creation import KeyCreation
@@ -210,6 +211,30 @@ def spend_sync() -> "SpendSync":
             lease_seconds=settings().lease_seconds,
             gateway_seconds=settings().seconds("LITELLM_BUDGET_SECONDS"),
             reserve_seconds=settings().seconds("SPEND_RESERVE_SECONDS"),
+            pages_at_once=pages_at_once,
+        ),
+    )
+
+
+@cache
+def adoption() -> "Adoption":
+    from keyservice.adoption import Adoption, AdoptionRules
+    from keyservice.litellm import LiteLLM
+
+    pages_at_once = settings().integer("ADOPTION_PAGES_AT_ONCE")
+    return Adoption(
+        database=database(),
+        litellm=LiteLLM(
+            url=settings().text("LITELLM_URL"),
+            secret_arn=settings().text("LITELLM_SECRET_ARN"),
+            secret_values=secret_values(),
+            connections=pages_at_once,
+        ),
+        rules=AdoptionRules(
+            deployment=deployment(),
+            lease_seconds=settings().lease_seconds,
+            gateway_seconds=settings().seconds("LITELLM_BUDGET_SECONDS"),
+            reserve_seconds=settings().seconds("ADOPTION_RESERVE_SECONDS"),
             pages_at_once=pages_at_once,
         ),
     )

@@ -149,12 +149,3 @@ CREATE TABLE IF NOT EXISTS system_settings (
     updated_at timestamptz DEFAULT now(),
     updated_by uuid REFERENCES users (id)
 );
-
--- One index for every query the service makes: a caller's keys newest first, a subscription's keys (cascades),
--- the keys of a model (list filter), a resource's audit records.
-CREATE INDEX IF NOT EXISTS api_keys_of_user_newest_first ON api_keys (user_id, created_at DESC, id DESC);
-CREATE INDEX IF NOT EXISTS api_keys_of_subscription ON api_keys (subscription_id);
-CREATE INDEX IF NOT EXISTS api_key_models_of_model ON api_key_models (model_id);
-CREATE INDEX IF NOT EXISTS audit_logs_of_user ON audit_logs (user_id);
-CREATE INDEX IF NOT EXISTS audit_logs_of_resource ON audit_logs (resource_type, resource_id);
-CREATE INDEX IF NOT EXISTS audit_logs_newest ON audit_logs (created_at);

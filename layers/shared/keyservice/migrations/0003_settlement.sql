@@ -1,9 +1,7 @@
--- What settling needs: rows that vanish take their LiteLLM keys with them, and expired keys are found by an index.
+-- What settling needs: rows that vanish take their LiteLLM keys with them.
 
 CREATE INDEX api_key_operations_to_show ON api_key_operations (state, created_at, id)
     WHERE state IN ('pending', 'failed');
-
-CREATE INDEX api_keys_to_expire ON api_keys (expires_at) WHERE is_active AND revoked_at IS NULL;
 
 -- LiteMaaS, a cascade or a hand at psql removes a row without asking the service. What the row stood for in LiteLLM is
 -- then condemned, and a delete is queued that settle_operations carries out. After the service's own delete nothing is

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from bench import cold_start, many_keys, operations, under_load
+from bench.clients import Operation
 from bench.stage import FUNCTIONS, running_stage
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -44,7 +45,7 @@ def _operations(directory: Path, arguments: argparse.Namespace, report: Callable
     work: list[operations.Work] = []
     for delay in operations.LITELLM_DELAYS:
         with running_stage(directory / f"{delay}", litellm_delay_seconds=delay) as stage:
-            known = [operation for operation in operations.ORDER if stage.has(FUNCTIONS[operation])]
+            known: list[Operation] = [operation for operation in operations.ORDER if stage.has(FUNCTIONS[operation])]
             work = work or operations.count_work(stage, directory / "counted", known)
             for clients in operations.CLIENTS:
                 measured += operations.measure(

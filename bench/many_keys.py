@@ -53,6 +53,8 @@ class _Reader:
         self._connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)
 
     def get(self, path: str) -> Any:
+        # The gateway ends a connection that nobody uses for some seconds.
+        self._connection.close()
         self._connection.request("GET", path, headers={"authorization": f"Bearer {self._token}"})
         response = self._connection.getresponse()
         content = response.read()

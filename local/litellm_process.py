@@ -10,15 +10,15 @@ CHECKOUT = Path(__file__).parent.parent
 
 
 class LiteLLMProcess:
-    """Starts at once; `wait_until_ready` waits for it."""
+    """Starts at once; `wait_until_ready` waits for it. Each answer waits `delay_seconds`."""
 
-    def __init__(self, *, master_key: str, state_path: Path, log_path: Path) -> None:
+    def __init__(self, *, master_key: str, state_path: Path, log_path: Path, delay_seconds: float = 0) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = log_path
         self._command = [
             *(sys.executable, "-m", "local.litellm", "--port", str(self.port)),
-            *("--master-key", master_key, "--state", str(state_path)),
+            *("--master-key", master_key, "--state", str(state_path), "--delay", str(delay_seconds)),
         ]
         self._process = self._spawn()
 

@@ -170,6 +170,11 @@ class LocalStack:
         answer = self._thread.run(self._pool(function).invoke(json.dumps(event or {}).encode()))
         return json.loads(answer)
 
+    @property
+    def function_names(self) -> list[str]:
+        """As the template calls them."""
+        return list(self._pools)
+
     def worker_pids(self, function: str) -> list[int]:
         """Of the processes there are now; a killed one is in the list until its end is noticed."""
         return self._pool(function).pids()

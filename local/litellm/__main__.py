@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--master-key", default=os.environ.get("LITELLM_MASTER_KEY"), help="or LITELLM_MASTER_KEY")
     parser.add_argument("--models", nargs="+", default=list(KNOWN_MODELS))
     parser.add_argument("--state", help="a file that keeps keys and users across restarts")
+    parser.add_argument("--delay", type=float, default=0, help="seconds that each answer waits (default: %(default)s)")
     arguments = parser.parse_args()
     if not arguments.master_key:
         parser.error("a master key is needed")
@@ -37,7 +38,12 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"cannot listen on 127.0.0.1:{arguments.port}: {error.strerror}")
     config = uvicorn.Config(
-        application(master_key=arguments.master_key, models=arguments.models, state_path=arguments.state),
+        application(
+            master_key=arguments.master_key,
+            models=arguments.models,
+            state_path=arguments.state,
+            delay_seconds=arguments.delay,
+        ),
         log_level="warning",
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -1,5 +1,6 @@
 """The routes, and how an operation becomes an HTTP answer."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
@@ -19,7 +20,9 @@ from local.litellm.users import UserRoutes
 type Operation = Callable[[Call], Awaitable[Row]]
 
 
-def application(*, master_key: str, models: list[str], state_path: str | None = None) -> Starlette:
+def application(
+    *, master_key: str, models: list[str], state_path: str | None = None, delay_seconds: float = 0
+) -> Starlette:
     tables = Tables(state_path=state_path)
     keys = KeyRoutes(tables)
     users = UserRoutes(tables, keys=keys)
@@ -29,6 +32,8 @@ def application(*, master_key: str, models: list[str], state_path: str | None = 
     def route(method: str, path: str, operation: Operation) -> Route:
         async def answer(request: Request) -> Response:
             try:
+                if delay_seconds:
+                    await asyncio.sleep(delay_seconds)
                 call = authenticate(request, master_key=master_key, tables=tables)
                 return JSONResponse(await operation(call))
             except Refused as refusal:

@@ -136,6 +136,55 @@ def test_keys_of_everybody_are_found_by_index(
     assert "all of api_keys" not in read
 
 
+@pytest.fixture(scope="module")
+def collector(crowded: psycopg.Connection[DictRow]) -> dict[str, Any]:
+    """Somebody with 3,000 keys, 200 times as many as anybody else has, and the middle one of them as a cursor."""
+    crowded.execute(
+        """
+        WITH collector AS (
+            INSERT INTO users (username, email, oauth_provider, oauth_id)
+            VALUES ('collector', 'collector@example.com', 'openshift', 'collector')
+            RETURNING id
+        )
+        INSERT INTO api_keys (user_id, name, key_hash, key_prefix, created_at)
+        SELECT id, 'k', md5('collector' || n), 'sk-abcd', now() - n * interval '1 day'
+        FROM collector, generate_series(1, 3000) AS n
+        """
+    )
+    crowded.execute("ANALYZE api_keys")
+    row = crowded.execute("SELECT created_at, id FROM api_keys WHERE key_hash = md5('collector1500')").fetchone()
+    assert row is not None
+    return {"after_created_at": row["created_at"], "after_id": row["id"]}
+
+
+@pytest.mark.parametrize("filters", [{}, {"is_active": True}, {"subscription_id": None}], ids=str)
+@pytest.mark.parametrize("position", ["first page", "by cursor"])
+def test_a_page_of_many_keys_reads_no_more_than_the_page(
+    crowded: psycopg.Connection[DictRow], collector: dict[str, Any], position: str, filters: dict[str, Any]
+):
+    cursor = collector if position == "by cursor" else {}
+    parameters = CALLER | {"subject": "collector"} | ALL_KEYS | {"limit": 100} | cursor | filters
+
+    with crowded.transaction():
+        crowded.execute(listing_store._IN_INDEX_ORDER.sql)
+        row = (
+            ClientCursor(crowded)
+            .execute("EXPLAIN (ANALYZE, FORMAT JSON) " + listing_store._LIST_KEYS, parameters)
+            .fetchone()
+        )
+
+    assert row is not None
+    assert dict(rows_read(row["QUERY PLAN"][0]["Plan"], "api_keys")) == {"api_keys_of_user_newest_first": 101}
+
+
+def rows_read(plan: dict[str, Any], table: str) -> Iterator[tuple[str, float]]:
+    """For each scan of the table the index and how many rows came of it."""
+    if plan.get("Relation Name") == table and plan["Actual Loops"]:
+        yield plan.get("Index Name", plan["Node Type"]), plan["Actual Rows"] * plan["Actual Loops"]
+    for part in plan.get("Plans", []):
+        yield from rows_read(part, table)
+
+
 def test_a_single_key_is_found_by_its_id(crowded: psycopg.Connection[DictRow]):
     read = scans(crowded, listing_store._FIND_KEY, CALLER | {"api_key_id": NOBODY})
 

@@ -469,7 +469,15 @@ changed AS (
                 n.name, n.expires_at, n.max_budget, n.soft_budget, n.budget_duration, n.tpm_limit, n.rpm_limit,
                 n.max_parallel_requests, n.metadata, n.permissions, n.tags, n.model_rpm_limit, n.model_tpm_limit,
                 n.current_spend
-            FROM jsonb_populate_record(k, gate.request -> 'new') AS n
+            FROM (
+                SELECT
+                    k.name, k.expires_at, k.max_budget, k.soft_budget, k.budget_duration, k.tpm_limit, k.rpm_limit,
+                    k.max_parallel_requests, k.metadata, k.permissions, k.tags, k.model_rpm_limit, k.model_tpm_limit,
+                    k.current_spend
+            ) AS old
+            CROSS JOIN LATERAL jsonb_populate_record(
+                NULL::api_keys, to_jsonb(old) || (gate.request -> 'new')
+            ) AS n
         ),
         -- A page of spend that LiteLLM was asked for before is older than this.
         last_sync_at = CASE WHEN gate.request ->> 'reason' = 'resetSpend' THEN now() ELSE k.last_sync_at END,

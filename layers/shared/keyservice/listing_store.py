@@ -61,23 +61,13 @@ _ROW: LiteralString = """k.id, k.subscription_id, k.user_id, k.name, k.key_hash,
         k.tags, k.metadata, k.last_used_at, k.expires_at, k.created_at, k.updated_at, k.revoked_at, k.last_sync_at,
         k.is_active, k.sync_status, k.sync_error"""
 
-# Every list and the single key are made of the same parts; each has a `scope` of its own, the rows it is about.
-_SHOWN: LiteralString = (
-    """shown AS NOT MATERIALIZED (
-    SELECT
-        k.*,
-        """
-    + STATUS
-    + """ AS status
-    FROM scope AS k
-    """
-    + PENDING_OPERATION
-    + """
-)"""
-)
+# For the transaction of a list. By its statistics a user has some dozens of keys, and of so few rows PostgreSQL would
+# rather read and sort all than follow the index in its order: 130 ms instead of 0.2 for somebody with 30,000.
+_IN_INDEX_ORDER = Statement("/* in_index_order */ SELECT set_config('enable_bitmapscan', 'off', true)")
 
+# Every list is made of the same parts; each has a `scope` of its own, the rows it is about.
 _FILTERED_PAGE: LiteralString = """filtered AS NOT MATERIALIZED (
-    SELECT * FROM shown AS k
+    SELECT * FROM scope AS k
     WHERE (%(subscription_id)s::uuid IS NULL OR k.subscription_id = %(subscription_id)s)
     AND (
         %(model_ids)s::text[] IS NULL
@@ -98,6 +88,26 @@ page AS (
     ORDER BY created_at DESC, id DESC
     LIMIT %(limit)s + 1 OFFSET %(offset)s
 )"""
+
+
+def _shown(rows: LiteralString) -> LiteralString:
+    """The rows of that CTE with what their status is."""
+    return (
+        """shown AS NOT MATERIALIZED (
+    SELECT
+        k.*,
+        """
+        + STATUS
+        + """ AS status
+    FROM """
+        + rows
+        + """ AS k
+    """
+        + PENDING_OPERATION
+        + """
+)"""
+    )
+
 
 # Of a row `k` of `shown`.
 _COLUMNS: LiteralString = """k.id, k.user_id, k.key_prefix, k.status, k.name, k.subscription_id,
@@ -134,12 +144,12 @@ WITH """
 scope AS NOT MATERIALIZED (
     SELECT """
     + _ROW
-    + """ FROM known JOIN api_keys AS k ON k.user_id = known.id
+    + """ FROM api_keys AS k WHERE k.user_id = (SELECT id FROM known)
 ),
 """
-    + _SHOWN
-    + ",\n"
     + _FILTERED_PAGE
+    + ",\n"
+    + _shown("page")
     + """
 SELECT
     to_jsonb(standing) AS standing,
@@ -148,7 +158,7 @@ SELECT
     + _COLUMNS
     + """
 FROM standing
-LEFT JOIN page AS k ON true
+LEFT JOIN shown AS k ON true
 ORDER BY k.created_at DESC, k.id DESC"""
 )
 
@@ -159,7 +169,7 @@ def list_keys(database: Database, caller: Caller, query: ListQuery) -> tuple[Sta
     The total is counted for a page that is asked for by number; a cursor brings along the one counted before.
     """
     standing, rows = ask_as_caller(
-        database, caller, Statement(_LIST_KEYS, {**identity(caller), **_page_parameters(query)})
+        database, caller, _IN_INDEX_ORDER, Statement(_LIST_KEYS, {**identity(caller), **_page_parameters(query)})
     )
     return standing, _stored_page(rows)
 
@@ -177,9 +187,9 @@ scope AS NOT MATERIALIZED (
     AND (%(user_id)s::uuid IS NULL OR k.user_id = %(user_id)s)
 ),
 """
-    + _SHOWN
-    + ",\n"
     + _FILTERED_PAGE
+    + ",\n"
+    + _shown("page")
     + """
 SELECT
     to_jsonb(standing) AS standing,
@@ -189,7 +199,7 @@ SELECT
     + _COLUMNS
     + """
 FROM standing
-LEFT JOIN page AS k ON true
+LEFT JOIN shown AS k ON true
 ORDER BY k.created_at DESC, k.id DESC"""
 )
 
@@ -198,7 +208,7 @@ def list_all_keys(database: Database, caller: Caller, query: ListQuery) -> tuple
     """A page of everybody's keys, or of those of the user the query names, and whether there is such a user; nothing
     for a caller who may not see them."""
     parameters = {**identity(caller), **_page_parameters(query), "user_id": query.user_id}
-    standing, rows = ask_as_caller(database, caller, Statement(_LIST_ALL_KEYS, parameters))
+    standing, rows = ask_as_caller(database, caller, _IN_INDEX_ORDER, Statement(_LIST_ALL_KEYS, parameters))
     return standing, _stored_page(rows), rows[0]["is_user_known"]
 
 
@@ -213,7 +223,7 @@ scope AS NOT MATERIALIZED (
     + """ FROM known JOIN api_keys AS k ON k.user_id = known.id AND k.id = %(api_key_id)s
 ),
 """
-    + _SHOWN
+    + _shown("scope")
     + """
 SELECT
     to_jsonb(standing) AS standing,
@@ -239,10 +249,12 @@ def find_key(database: Database, caller: Caller, api_key_id: UUID) -> tuple[Stan
 _SHOW_KEY: LiteralString = (
     """/* show_key */
 WITH scope AS NOT MATERIALIZED (
-    SELECT k.* FROM api_keys AS k WHERE k.id = %(api_key_id)s
+    SELECT """
+    + _ROW
+    + """ FROM api_keys AS k WHERE k.id = %(api_key_id)s
 ),
 """
-    + _SHOWN
+    + _shown("scope")
     + """
 SELECT
     """

@@ -5,7 +5,6 @@ Facts are of LiteLLM 1.106.0. After generate only hashes travel: LiteLLM takes t
 
 import math
 import re
-import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -437,7 +436,7 @@ class LiteLLM:
         if remaining <= 0:
             raise GatewayUnavailable(f"{name}: no time left", may_still_happen=False)
         with (
-            _measured(),
+            telemetry.measured("LiteLLMLatency"),
             _translated(name),
             self._http.stream(
                 method,
@@ -491,15 +490,6 @@ class _ModelEntry(msgspec.Struct):
 
 class _ModelList(msgspec.Struct):
     data: list[_ModelEntry]
-
-
-@contextmanager
-def _measured() -> Generator[None]:
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        telemetry.milliseconds("LiteLLMLatency", (time.perf_counter() - started) * 1000)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from keyservice import telemetry
 from keyservice.errors import SecretUnavailable
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class SecretValues:
         """Raises SecretUnavailable when Secrets Manager does not answer or the secret has no such field."""
         expires, fields = self._cached.get(arn, (0.0, {}))
         if time.monotonic() >= expires:
-            fields = self._fetch(arn)
+            with telemetry.measured("SecretLatency"):
+                fields = self._fetch(arn)
             self._cached[arn] = (time.monotonic() + _KEEP_SECONDS, fields)
         value = fields.get(name)
         if not value:

@@ -2,8 +2,10 @@
 
 import logging
 import threading
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
@@ -29,6 +31,16 @@ def count(name: str) -> None:
 def milliseconds(name: str, value: float) -> None:
     with _one_at_a_time:
         metrics.add_metric(name=name, unit=MetricUnit.Milliseconds, value=round(value, 3))
+
+
+@contextmanager
+def measured(name: str) -> Generator[None]:
+    """Adds the milliseconds that the block takes, however it ends."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        milliseconds(name, (time.perf_counter() - started) * 1000)
 
 
 def begin_request() -> None:

@@ -1,0 +1,142 @@
+"""From a process that does not exist to its first answer, as Lambda's runtime starts it."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.clients import KEYS
+from bench.figures import Spread, spread_of, table_of
+from bench.stage import Stage, running_stage
+
+_PAUSE_SECONDS = 0.3
+
+
+class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds from spawning the process to its answer; `secrets` of them were Secrets Manager, boto3's import for it
+    included, and `derivation` KMS. `without_secrets` is what an environment pays that reads them from elsewhere."""
+
+    function: str
+    first_answer: Spread
+    without_secrets: Spread
+    secrets_ms: float
+    derivation_ms: float
+    litellm_ms: float
+
+
+def measure(directory: Path, *, starts: int, report: Callable[[str], None]) -> list[ColdStart]:
+    with running_stage(directory, workers_per_function=2) as stage:
+        stage.people(1, name="cold")
+        return [_measured(stage, function, event, starts=starts, report=report) for function, event in _EVENTS.items()]
+
+
+def _measured(
+    stage: Stage,
+    function: str,
+    event: Callable[[Stage], dict[str, Any]],
+    *,
+    starts: int,
+    report: Callable[[str], None],
+) -> ColdStart:
+    report(f"{function}, {starts} cold starts")
+    totals: list[float] = []
+    with stage.listening() as told:
+        for _ in range(starts):
+            wanted = event(stage)
+            stage.stack.retire_workers()
+            while stage.stack.worker_pids(function):
+                time.sleep(0.02)
+            time.sleep(_PAUSE_SECONDS)
+            started = time.perf_counter()
+            answer = stage.stack.invoke(function, wanted)
+            totals.append((time.perf_counter() - started) * 1000)
+            if not 200 <= answer["statusCode"] < 300:
+                raise RuntimeError(f"{function} answered {answer['statusCode']}: {answer['body'][:200]}")
+    mine = told[-starts:]
+    first_answer = spread_of(totals)
+    without = spread_of([total - one.secrets for total, one in zip(totals, mine, strict=True)])
+    assert first_answer is not None
+    assert without is not None
+    return ColdStart(
+        function=function,
+        first_answer=first_answer,
+        without_secrets=without,
+        secrets_ms=round(statistics.median(one.secrets for one in mine), 1),
+        derivation_ms=round(statistics.median(one.derivation for one in mine), 1),
+        litellm_ms=round(statistics.median(one.litellm for one in mine), 1),
+    )
+
+
+def event_of(stage: Stage, route: str, *, subject: str = "cold-0", body: object = None, **path: str) -> dict[str, Any]:
+    """What API Gateway would send once it has checked the token (payload format 2.0)."""
+    method, _, pattern = route.partition(" ")
+    raw_path = pattern
+    for name, value in path.items():
+        raw_path = raw_path.replace(f"{{{name}}}", value)
+    claims = {
+        "iss": stage.stack.issuer_url,
+        "sub": subject,
+        "preferred_username": subject,
+        "email": f"{subject}@example.com",
+    }
+    return {
+        "version": "2.0",
+        "routeKey": route,
+        "rawPath": raw_path,
+        "rawQueryString": "",
+        "headers": {"content-type": "application/json"},
+        "pathParameters": path,
+        "requestContext": {
+            "authorizer": {"jwt": {"claims": claims, "scopes": None}},
+            "http": {"method": method, "path": raw_path, "sourceIp": "127.0.0.1", "userAgent": "bench"},
+            "requestId": "bench",
+            "stage": "$default",
+        },
+        "body": None if body is None else json.dumps(body),
+        "isBase64Encoded": False,
+    }
+
+
+def _create(stage: Stage) -> dict[str, Any]:
+    return event_of(stage, f"POST {KEYS}", body={"modelIds": ["gpt-4o"]})
+
+
+def _delete(stage: Stage) -> dict[str, Any]:
+    made = json.loads(stage.stack.invoke("CreateApiKey", _create(stage))["body"])
+    return event_of(stage, f"DELETE {KEYS}/{{id}}", id=made["id"])
+
+
+def _list(stage: Stage) -> dict[str, Any]:
+    return event_of(stage, f"GET {KEYS}")
+
+
+_EVENTS: dict[str, Callable[[Stage], dict[str, Any]]] = {
+    "ListApiKeys": _list,
+    "CreateApiKey": _create,
+    "DeleteApiKey": _delete,
+}
+
+
+def show(found: Sequence[ColdStart]) -> str:
+    return table_of(
+        [
+            "function",
+            "first answer p50 ms",
+            "min-max ms",
+            "without secrets p50 ms",
+            "secrets ms",
+            "KMS ms",
+            "LiteLLM ms",
+        ],
+        [
+            (
+                *(one.function, one.first_answer.median, f"{one.first_answer.least:.0f}-{one.first_answer.most:.0f}"),
+                *(one.without_secrets.median, one.secrets_ms, one.derivation_ms, one.litellm_ms),
+            )
+            for one in found
+        ],
+    )

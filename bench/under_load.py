@@ -1,0 +1,126 @@
+"""Many callers at once for a minute, and the same while LiteLLM is slow: who waits, who fails, what is lost."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from bench.clients import Answer, Operation, Plan
+from bench.figures import Spread, spread_of, table_of
+from bench.stage import FUNCTIONS, Stage, running_stage
+from tests.support.http_faults import FaultProxy
+
+CLIENTS = (8, 32, 128)
+MIX: dict[Operation, int] = {"list": 70, "create": 20, "delete": 10}
+# As many environments of a function as Lambda would start for so many callers would not fit on a small machine; requests
+# wait for one of these instead, which is in the figures.
+WORKERS = 8
+SLOW_SECONDS = 5.0
+SLOW_CLIENTS = 8
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """`waits`: milliseconds by operation. `statuses` over all; `connections`: the most PostgreSQL had of the functions.
+    `lost`: keys of one system that the other does not know, after everything has been answered."""
+
+    clients: int
+    litellm: str
+    requests: int
+    requests_per_second: float
+    waits: dict[str, Spread]
+    statuses: dict[str, int]
+    workers: dict[str, int]
+    connections: int
+    lost: int
+
+
+def measure(directory: Path, *, seconds: float, report: Callable[[str], None]) -> list[Load]:
+    found: list[Load] = []
+    with running_stage(directory, workers_per_function=WORKERS) as stage:
+        for clients in CLIENTS:
+            report(f"{clients} clients for {seconds:.0f} s")
+            found.append(_loaded(stage, clients=clients, seconds=seconds, litellm="as it is"))
+        with (
+            FaultProxy(stage.stack.litellm_url) as slow,
+            running_stage(
+                directory / "slow",
+                parameters={"DatabaseName": "slow"},
+                beside=stage,
+                litellm_url=slow.url,
+                workers_per_function=WORKERS,
+            ) as slowed,
+        ):
+            slow.inject("*", "delay", seconds=SLOW_SECONDS, times=1_000_000)
+            report(f"{SLOW_CLIENTS} clients for {seconds / 2:.0f} s, LiteLLM {SLOW_SECONDS:.0f} s slower")
+            found.append(_loaded(slowed, clients=SLOW_CLIENTS, seconds=seconds / 2, litellm=f"+ {SLOW_SECONDS:.0f} s"))
+    return found
+
+
+def _loaded(stage: Stage, *, clients: int, seconds: float, litellm: str) -> Load:
+    callers = stage.people(clients, name=f"load-{clients}")
+    stage.run(Plan(url=stage.stack.url, callers=callers, mix={"list": 1}, requests_each=1))
+    answers = stage.run(Plan(url=stage.stack.url, callers=callers, mix=MIX, seconds=seconds))
+    [row] = stage.rows(
+        "SELECT count(*) AS connections FROM pg_stat_activity WHERE datname = %(name)s AND application_name = 'keyservice'",
+        name=stage.stack.database_name,
+    )
+    return Load(
+        clients=clients,
+        litellm=litellm,
+        requests=len(answers),
+        requests_per_second=round(len(answers) / seconds, 1),
+        waits={
+            operation: spread
+            for operation in MIX
+            if (spread := spread_of([one.milliseconds for one in answers if one.operation == operation]))
+        },
+        statuses=_statuses(answers),
+        workers={FUNCTIONS[operation]: len(stage.stack.worker_pids(FUNCTIONS[operation])) for operation in MIX},
+        connections=row["connections"],
+        lost=_lost(stage),
+    )
+
+
+def _statuses(answers: Sequence[Answer]) -> dict[str, int]:
+    counted = Counter(f"{answer.operation} {answer.status}" for answer in answers)
+    return dict(sorted(counted.items()))
+
+
+def _lost(stage: Stage) -> int:
+    """Active rows whose token does not live, and live tokens without an active row; what is pending is not lost."""
+    [row] = stage.rows(
+        """
+        SELECT count(*) AS lost
+        FROM api_keys AS k
+        FULL JOIN (SELECT * FROM api_key_tokens WHERE state = 'live') AS t ON t.api_key_id = k.id
+        WHERE (k.id IS NULL OR t.hash IS NULL OR NOT k.is_active)
+        AND NOT EXISTS (
+            SELECT FROM api_key_operations AS o
+            WHERE o.api_key_id = coalesce(k.id, t.api_key_id) AND o.state = 'pending'
+        )
+        """
+    )
+    return row["lost"]
+
+
+def show(found: Sequence[Load]) -> str:
+    return table_of(
+        [
+            *("clients", "LiteLLM", "requests/s", "list p50 ms", "list p99 ms", "create p50 ms", "create p99 ms"),
+            *("delete p50 ms", "delete p99 ms", "connections", "lost", "statuses"),
+        ],
+        [
+            (
+                *(one.clients, one.litellm, one.requests_per_second),
+                *(
+                    figure
+                    for operation in MIX
+                    for spread in (one.waits.get(operation),)
+                    for figure in ((spread.median, spread.p99) if spread else (None, None))
+                ),
+                *(one.connections, one.lost, ", ".join(f"{name}: {count}" for name, count in one.statuses.items())),
+            )
+            for one in found
+        ],
+    )

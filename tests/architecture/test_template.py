@@ -43,6 +43,7 @@ LAST_STATEMENT_SECONDS = 5
 EVERYWHERE = {
     "DATABASE_CA_BUNDLE",
     "DATABASE_HOST",
+    "DATABASE_IAM_USER",
     "DATABASE_NAME",
     "DATABASE_PORT",
     "DATABASE_SECRET_ARN",
@@ -321,8 +322,36 @@ def test_each_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
     # A schedule's own role may invoke its function, and nothing else.
     schedulers = [f"{name}{schedule}Role" for name, schedule in SCHEDULED_FUNCTIONS.items()]
     assert sorted(of_type(resources, "AWS::IAM::Role")) == sorted([f"{name}Role" for name in FUNCTIONS] + schedulers)
-    assert of_type(resources, "AWS::IAM::Policy") == {}
+    assert list(of_type(resources, "AWS::IAM::Policy")) == ["FunctionsLogInWithIam"]
     assert of_type(resources, "AWS::IAM::ManagedPolicy") == {}
+
+
+def test_with_iam_every_function_but_the_migration_may_log_in_as_the_app_role_and_no_other(
+    template: dict[str, Any], resources: dict[str, Any]
+) -> None:
+    policy = resources["FunctionsLogInWithIam"]
+
+    assert template["Conditions"][policy["Condition"]] == {"Fn::Equals": [{"Ref": "DatabaseAuthentication"}, "iam"]}
+    assert policy["Properties"]["Roles"] == [
+        {"Ref": f"{name}Role"} for name in resources if name in {*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS}
+    ]
+    assert policy["Properties"]["PolicyDocument"]["Statement"] == [
+        {
+            "Effect": "Allow",
+            "Action": "rds-db:connect",
+            "Resource": {
+                "Fn::Sub": "arn:${AWS::Partition}:rds-db:${AWS::Region}:${AWS::AccountId}:dbuser:"
+                "${DatabaseResourceId}/${DatabaseAppUser}"
+            },
+        }
+    ]
+
+
+def test_the_migration_logs_in_with_its_password_also_where_others_do_with_iam(resources: dict[str, Any]) -> None:
+    users = {function: variables(resources, function)["DATABASE_IAM_USER"] for function in FUNCTIONS}
+
+    assert users.pop("MigrateDatabase") == ""
+    assert list(users.values()) == [{"Fn::If": ["LogsInWithIam", {"Ref": "DatabaseAppUser"}, ""]}] * len(users)
 
 
 def test_a_run_that_brings_spend_has_let_go_before_the_next_one_comes(resources: dict[str, Any]) -> None:

@@ -17,10 +17,13 @@ TESTS ?=
 # `make dev ARGS="--port 9000"`
 ARGS ?=
 
+# `make preflight STAGE=prod`: a stage of samconfig.toml.
+STAGE ?= dev
+
 # The LiteLLM of a person's shell must not slip into tests that start the stand-in.
 ON_STAND_IN := env -u LITELLM_URL -u LITELLM_MASTER_KEY
 
-.PHONY: help demo dev test check contract faults build lock clean
+.PHONY: help demo dev test check contract faults build lock preflight release clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +78,9 @@ lock: .tools/bootstrap/ready ## pin all requirements again; UPGRADE=--upgrade fo
 	    $(UV) pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header --no-emit-index-url \
 	        $(UPGRADE) $$file.in --output-file $$file.txt; \
 	done
+
+preflight: .venv/ready ## what a deployment would miss, in plain words; STAGE=dev (or staging, prod, litemaas)
+	@$(PYTHON) -m local.preflight $(STAGE)
 
 clean: ## remove everything make made
 	@rm -rf .aws-sam .tools .venv build .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache .import_linter_cache

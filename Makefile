@@ -44,7 +44,7 @@ else
 	@$(PYTHON) -m coverage report
 endif
 
-check: .venv/ready ## formatter, linters, types, import contracts, template
+check: .venv/ready .tools/checkov/ready ## formatter, linters, types, import contracts, template
 	@echo "== ruff format";     $(BIN)/ruff format --quiet --check . || { echo "run: .venv/bin/ruff format"; exit 1; }
 	@echo "== ruff check";      $(BIN)/ruff check --quiet .
 	@echo "== pyright";         $(BIN)/basedpyright
@@ -52,8 +52,10 @@ check: .venv/ready ## formatter, linters, types, import contracts, template
 	@$(PYTHON) -m local.litemaas_template build/template-litemaas.yaml >/dev/null
 	@$(PYTHON) -m tests.architecture.translation >build/translated.json
 	@$(PYTHON) -m tests.architecture.translation litemaas >build/translated-litemaas.json
-	@echo "== cfn-lint, as written";    $(BIN)/cfn-lint template.yaml build/template-litemaas.yaml
+	@echo "== cfn-lint, as written";    $(BIN)/cfn-lint template.yaml build/template-litemaas.yaml stacks/*.yaml
 	@echo "== cfn-lint, as translated"; $(BIN)/cfn-lint build/translated.json build/translated-litemaas.json
+	@echo "== checkov";       BC_SKIP_MAPPING=TRUE .tools/checkov/bin/checkov --config-file .checkov.yaml \
+	    --file build/translated.json build/translated-litemaas.json stacks/*.yaml
 
 contract: .venv/ready ## the LiteLLM contract suite, on the stand-in and on a real LiteLLM
 	@echo "== the stand-in"
@@ -73,7 +75,7 @@ build: .venv/ready .tools/sam/ready ## what goes to AWS, in .aws-sam/: build for
 	@.ci/build
 
 lock: .tools/bootstrap/ready ## pin all requirements again; UPGRADE=--upgrade for newer versions
-	@for file in layers/shared/requirements requirements/bootstrap requirements/dev requirements/sam; do \
+	@for file in layers/shared/requirements requirements/bootstrap requirements/dev requirements/sam requirements/checkov requirements/release; do \
 	    echo "$$file.txt"; \
 	    $(UV) pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header --no-emit-index-url \
 	        $(UPGRADE) $$file.in --output-file $$file.txt; \
@@ -91,6 +93,12 @@ clean: ## remove everything make made
 
 .venv/ready: requirements/dev.txt | .tools/bootstrap/ready
 	@requirements/setup environment .venv requirements/dev.txt
+
+.tools/checkov/ready: requirements/checkov.txt | .tools/bootstrap/ready
+	@requirements/setup environment .tools/checkov requirements/checkov.txt
+
+.tools/release/ready: requirements/release.txt | .tools/bootstrap/ready
+	@requirements/setup environment .tools/release requirements/release.txt
 
 .tools/sam/ready: requirements/sam.txt | .tools/bootstrap/ready
 	@requirements/setup environment .tools/sam requirements/sam.txt

@@ -223,6 +223,16 @@ class TestSecrets:
             "missing DatabaseSecretArn: cannot be read (ResourceNotFoundException)"
         )
 
+    def test_a_secret_that_the_deployer_may_not_read_is_no_reason_to_stop(
+        self, stage: Stage, documents: Documents, monkeypatch: pytest.MonkeyPatch
+    ):
+        documents.answers = {"/": (400, {"__type": "AccessDeniedException", "Message": "no"})}
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", documents.url)
+
+        assert lines(check_secrets(stage))[0] == (
+            "unseen  DatabaseSecretArn: may not be read with these credentials; the functions' roles will read it"
+        )
+
     def test_a_secret_of_another_account(self, stage: Stage):
         other = given(stage, LiteLLMSecretArn="arn:aws:secretsmanager:us-east-1:210987654321:secret:litellm-AbCdEf")
 
@@ -383,8 +393,10 @@ class TestLiteLLM:
         assert lines(check_litellm(stage)) == [
             "ok      LiteLLM: 1.106.0, with its database",
             "ok      LiteLLM's licence: none; none is needed, and what needs one is refused with 422",
-            ("unseen  LiteLLM's read replica: LiteLLM does not tell; DATABASE_URL_READ_REPLICA and "
-            "DATABASE_HOST_READ_REPLICA must not be set there"),
+            (
+                "unseen  LiteLLM's read replica: LiteLLM does not tell; DATABASE_URL_READ_REPLICA and "
+                "DATABASE_HOST_READ_REPLICA must not be set there"
+            ),
         ]
 
     def test_another_master_key(self, stage: Stage):

@@ -84,6 +84,9 @@ lock: .tools/bootstrap/ready ## pin all requirements again; UPGRADE=--upgrade fo
 preflight: .venv/ready ## what a deployment would miss, in plain words; STAGE=dev (or staging, prod, litemaas)
 	@$(PYTHON) -m local.preflight $(STAGE)
 
+release: .venv/ready .tools/release/ready ## bill of materials, licences and known vulnerabilities of a release, in build/release
+	@$(PYTHON) -m local.supply_chain $(ARGS)
+
 clean: ## remove everything make made
 	@rm -rf .aws-sam .tools .venv build .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

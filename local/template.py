@@ -205,11 +205,12 @@ def _api(properties: Mapping[str, Node], resolver: Resolver) -> _Api:
             authorizers[name] = _lambda_authorizer(name, entry, resolver)
         else:
             raise StartFailed(f"the authorizer {name} has neither a JwtConfiguration nor a FunctionArn")
-    cors = properties.get("CorsConfiguration")
+    # Wrapped, so that one that is !Ref AWS::NoValue is left out.
+    cors = resolver.value({"Cors": properties.get("CorsConfiguration")}).get("Cors")
     return _Api(
         authorizers=authorizers,
         default_authorizer=auth.get("DefaultAuthorizer"),
-        cors=_cors(as_mapping(resolver.value(cors))) if isinstance(cors, dict) else None,
+        cors=_cors(as_mapping(cors)) if isinstance(cors, dict) else None,
     )
 
 

@@ -119,7 +119,8 @@ class Template:
         """The application with these parameters; defaults for the others.
 
         `references` and `attributes` are what !Ref and !GetAtt give for resources and pseudo parameters. Raises
-        StartFailed, in one line, for an unknown parameter, one without a value or one that its constraints refuse.
+        StartFailed, in one line, for an unknown parameter, one without a value or one that its constraints or the
+        template's Rules refuse.
         """
         resolver = Resolver(
             references={**(references or {}), **self._parameter_values(parameters)},
@@ -127,6 +128,7 @@ class Template:
             conditions=as_mapping(self._document.get("Conditions")),
             mappings=as_mapping(self._document.get("Mappings")),
         )
+        self._check_rules(resolver)
         apis = self._apis(resolver)
         functions: dict[str, Function] = {}
         routes: list[Route] = []
@@ -148,6 +150,15 @@ class Template:
             name: _checked_parameter(name, given.get(name, entry.get("Default")), entry)
             for name, entry in self._parameters.items()
         }
+
+    def _check_rules(self, resolver: Resolver) -> None:
+        """As CloudFormation does before it makes anything."""
+        for rule in as_mapping(self._document.get("Rules")).values():
+            if not resolver.value(rule.get("RuleCondition", True)):
+                continue
+            for assertion in rule["Assertions"]:
+                if not resolver.value(assertion["Assert"]):
+                    raise StartFailed(str(assertion["AssertDescription"]))
 
     def _apis(self, resolver: Resolver) -> dict[str, "_Api"]:
         shared = as_mapping(self._globals.get("HttpApi"))

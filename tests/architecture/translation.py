@@ -53,9 +53,9 @@ def read_litemaas_template() -> dict[str, Any]:
     return yaml_parse(litemaas_template((ROOT / "template.yaml").read_text()))
 
 
-def translate(*, release_sha: str = DEPLOYMENT["ReleaseSha"]) -> dict[str, Any]:
+def translate(**parameters: str) -> dict[str, Any]:
     """Raises InvalidDocumentException for what `sam validate` would refuse."""
-    return _translated(read_template(), DEPLOYMENT | {"ReleaseSha": release_sha})
+    return _translated(read_template(), DEPLOYMENT | parameters)
 
 
 def translate_litemaas() -> dict[str, Any]:

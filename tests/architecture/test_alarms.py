@@ -68,7 +68,7 @@ def section_of(text: str, anchor: str) -> str:
         return text
     parts = re.split(r"(?m)^(?=#+ )", text)
     [found] = [
-        p for p in parts if re.sub(r"[^\w -]", "", p.splitlines()[0].lower()).strip().replace(" ", "-") == anchor
+        p for p in parts if p and re.sub(r"[^\w -]", "", p.splitlines()[0].lower()).strip().replace(" ", "-") == anchor
     ]
     return found
 

@@ -331,3 +331,21 @@ class TestMigration:
 
             with pytest.raises(MigrationError, match="or the time was over"):
                 wiring.migrate_schema(Deadline(0.5))
+
+
+@pytest.mark.usefixtures("environment")
+class TestRestore:
+    def test_does_not_fail_when_the_database_is_away(self, service: Service):
+        service.database_faults.refuse_connections()
+
+        wiring.open_afresh()
+
+        assert call(list_api_keys.handler, event("list_api_keys"))[0] == 503
+
+    def test_reads_the_settings_anew(self, environment: pytest.MonkeyPatch):
+        before = wiring.settings().text("STACK_NAME")
+        environment.setenv("STACK_NAME", "restored")
+
+        wiring.open_afresh()
+
+        assert (before, wiring.settings().text("STACK_NAME")) == ("keyservice-test", "restored")

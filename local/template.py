@@ -87,9 +87,10 @@ class Application:
 class Template:
     """A template file whose parameters still want their values."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, text: str | None = None) -> None:
+        """`text` is taken for what the file holds, if it is given: of another revision, say."""
         try:
-            self._document = read_yaml(path.read_text())
+            self._document = read_yaml(path.read_text() if text is None else text)
         except FileNotFoundError as error:
             raise StartFailed(f"there is no template at {path}") from error
         self._root = path.resolve().parent
@@ -105,6 +106,24 @@ class Template:
     def required_parameters(self) -> frozenset[str]:
         """Those without a default."""
         return frozenset(name for name, entry in self._parameters.items() if "Default" not in entry)
+
+    def description(self, parameter: str) -> str:
+        return str(self._parameters[parameter].get("Description", ""))
+
+    def refusal(self, parameter: str, text: str) -> str | None:
+        """Why CloudFormation would refuse the text for the parameter; None when it would not."""
+        try:
+            _checked_parameter(parameter, text, self._parameters[parameter])
+        except StartFailed as refused:
+            return str(refused)
+        return None
+
+    def accepted(self, parameters: Mapping[str, str]) -> dict[str, Node]:
+        """These parameters with the defaults of the others. Raises StartFailed, in one line, for what the constraints of one
+        or the template's Rules refuse."""
+        values = self._parameter_values(parameters)
+        self._check_rules(Resolver(references=values, attributes={}, conditions={}, mappings={}))
+        return values
 
     def resources_of_type(self, kind: str) -> tuple[str, ...]:
         return tuple(name for name, resource in self._resources.items() if resource["Type"] == kind)
@@ -123,12 +142,11 @@ class Template:
         template's Rules refuse.
         """
         resolver = Resolver(
-            references={**(references or {}), **self._parameter_values(parameters)},
+            references={**(references or {}), **self.accepted(parameters)},
             attributes=attributes or {},
             conditions=as_mapping(self._document.get("Conditions")),
             mappings=as_mapping(self._document.get("Mappings")),
         )
-        self._check_rules(resolver)
         apis = self._apis(resolver)
         functions: dict[str, Function] = {}
         routes: list[Route] = []

@@ -16,14 +16,14 @@ export LITELLM_HARNESS ?= ../shared/litellm
 TESTS ?=
 # `make dev ARGS="--port 9000"`
 ARGS ?=
-
-# `make preflight STAGE=prod`: a stage of samconfig.toml.
-STAGE ?= dev
+# `make preflight STAGE=dev`; `make deploy STAGE=dev`; `make plan STAGE=dev SINCE=v1.0`
+STAGE ?=
+SINCE ?=
 
 # The LiteLLM of a person's shell must not slip into tests that start the stand-in.
 ON_STAND_IN := env -u LITELLM_URL -u LITELLM_MASTER_KEY
 
-.PHONY: help demo dev test check contract faults build lock preflight release clean
+.PHONY: help demo dev test check contract faults build plan deploy preflight release lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,12 @@ faults: .venv/ready ## break everything at every step, then walk on while it bre
 
 build: .venv/ready .tools/sam/ready ## what goes to AWS, in .aws-sam/: build for template.yaml, litemaas for a drop-in
 	@.ci/build
+
+plan: .venv/ready ## what deploying STAGE would add and change, since the revision SINCE; asks nothing of AWS
+	@$(PYTHON) -m local.plan $(STAGE) $(SINCE)
+
+deploy: .venv/ready .tools/sam/ready ## build and deploy STAGE; asks for what samconfig.toml has only examples of
+	@.ci/deploy $(STAGE)
 
 lock: .tools/bootstrap/ready ## pin all requirements again; UPGRADE=--upgrade for newer versions
 	@for file in layers/shared/requirements requirements/bootstrap requirements/dev requirements/sam requirements/checkov requirements/release; do \

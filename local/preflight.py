@@ -86,7 +86,7 @@ def read_stage(name: str, *, samconfig: Path) -> Stage:
     configuration = tomllib.loads(samconfig.read_text())
     stages = {key: value["deploy"]["parameters"] for key, value in configuration.items() if "deploy" in _table(value)}
     if name not in stages:
-        raise NoSuchStage(f"{samconfig.name} has no stage {name!r}; it has {', '.join(sorted(stages))}")
+        raise NoSuchStage(f"{samconfig.name} has no stage {name!r}; say STAGE=… with one of {', '.join(sorted(stages))}")
     stage = stages[name]
     template = (CHECKOUT / "template.yaml").read_text()
     if "template_file" in stage:
@@ -398,7 +398,7 @@ def _reason(error: Exception) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make preflight", description="What a deployment of this stage would miss.")
-    parser.add_argument("stage")
+    parser.add_argument("stage", nargs="?", default="")
     parser.add_argument("--samconfig", type=Path, default=CHECKOUT / "samconfig.toml")
     arguments = parser.parse_args()
     try:

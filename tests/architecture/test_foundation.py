@@ -75,7 +75,6 @@ def test_the_other_outputs_are_for_people(foundation: dict[str, Any]) -> None:
         "AdminSecretArn",
         "DataKeyArn",
         "DatabaseArn",
-        "DatabaseDirectHost",
     }
 
 

@@ -164,7 +164,7 @@ class TestParameters:
         ]
 
     def test_an_unknown_stage_is_told_the_stages(self):
-        with pytest.raises(NoSuchStage, match="it has dev, litemaas, prod, staging"):
+        with pytest.raises(NoSuchStage, match="with one of dev, litemaas, prod, staging"):
             read_stage("production", samconfig=ROOT / "samconfig.toml")
 
     def test_a_drop_in_is_not_asked_for_an_issuer(self):
@@ -547,4 +547,4 @@ class TestCommand:
         done = self.run(stage, tmp_path, name="prod")
 
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == "samconfig.toml has no stage 'prod'; it has dev\n"
+        assert done.stderr == "samconfig.toml has no stage 'prod'; say STAGE=… with one of dev\n"

@@ -2,8 +2,10 @@
 
 endpoint        API Gateway boundary: Request, Response, @endpoint; the only place an error becomes HTTP
 jobs            the boundary of scheduled jobs
+custom_resource the boundary of what CloudFormation asks for in a release
 authorizer      the boundary of the Lambda authorizer
 callers         who calls, from a token's claims
+snapshot        the hooks of Lambda SnapStart
 wiring          builds the parts once per execution environment; the only reader of os.environ
 creation        creating a key: the rules and the order of things (creation_store: its SQL)
 deletion        deleting a key (deletion_store: its SQL)

@@ -54,6 +54,10 @@ class Database:
         except pg.DeadlockDetected as error:
             raise DatabaseUnavailable from error
 
+    def open(self) -> None:
+        """Connects, unless there is a usable connection. Raises DatabaseUnavailable."""
+        self._usable_connection()
+
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()

@@ -38,21 +38,25 @@ class Change:
 class _Symbols(dict[str, Any]):
     """What is only known in AWS stands for itself."""
 
+    def __init__(self, known: Mapping[str, Any], *, of: str = "") -> None:
+        super().__init__(known)
+        self._of = of
+
     @override
     def __contains__(self, key: object) -> bool:
         return True
 
-    def __missing__(self, key: str) -> Any:
-        return f"<{key}>"
+    def __missing__(self, key: str) -> str:
+        return f"<{self._of}{key}>"
 
 
 class _Attributes(dict[str, Mapping[str, Any]]):
     @override
     def get(self, key: str, default: Any = None) -> Any:
-        return _Symbols()
+        return self[key]
 
     def __missing__(self, key: str) -> Mapping[str, Any]:
-        return _Symbols()
+        return _Symbols({}, of=f"{key}.")
 
 
 def resources(stage_name: str, *, template: str, samconfig: str, release_sha: str) -> Resources:

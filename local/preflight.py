@@ -8,7 +8,6 @@ import argparse
 import json
 import re
 import sys
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +18,11 @@ import httpx
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from local.intrinsics import as_mapping, read_yaml
+from local.errors import StartFailed
 from local.litemaas_template import litemaas_template
+from local.stages import CHECKOUT, SAMCONFIG, Stage
+from local.template import Template
 
-CHECKOUT = Path(__file__).parent.parent
 RELEASE = Path(".aws-sam/release.yaml")
 
 # Releases of LiteLLM that were published with somebody else's code in them.
@@ -36,7 +36,6 @@ SECRET_FIELDS = {
     "LiteLLMSecretArn": ("masterKey",),
     "LiteMaaSTokenSecretArn": ("jwtSecret",),
 }
-PLACEHOLDER = re.compile(r"example\.com|:(\d)\1{11}:|^(subnet|sg)-(\d)\3{16}")
 
 _AWS: Any = Config(connect_timeout=3, read_timeout=30, retries={"total_max_attempts": 2})
 
@@ -54,14 +53,13 @@ class Finding:
 
 
 @dataclass(kw_only=True)
-class Stage:
-    """What samconfig.toml says about one stage, and what the checks have learnt on the way."""
+class Target:
+    """What is to be deployed where, and what the checks have learnt on the way."""
 
-    name: str
-    stack_name: str
+    stage: Stage
     region: str | None
     parameters: dict[str, str]
-    template: Mapping[str, Any]
+    template: Template
     account: str | None = None
     secrets: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]], repr=False)
 
@@ -71,51 +69,46 @@ class Stage:
 
     def value(self, parameter: str) -> str:
         """As given, or its default."""
-        default = as_mapping(self.template["Parameters"]).get(parameter, {})
-        return self.parameters.get(parameter, str(as_mapping(default).get("Default", "")))
+        return self.parameters.get(parameter, self.template.default(parameter))
 
     def values(self, parameter: str) -> list[str]:
         return [value for value in self.value(parameter).split(",") if value]
 
 
-class NoSuchStage(Exception):
-    """The message names the stages that there are."""
-
-
-def read_stage(name: str, *, samconfig: Path) -> Stage:
-    configuration = tomllib.loads(samconfig.read_text())
-    stages = {key: value["deploy"]["parameters"] for key, value in configuration.items() if "deploy" in _table(value)}
-    if name not in stages:
-        raise NoSuchStage(f"{samconfig.name} has no stage {name!r}; say STAGE=… with one of {', '.join(sorted(stages))}")
-    stage = stages[name]
-    template = (CHECKOUT / "template.yaml").read_text()
-    if "template_file" in stage:
-        template = litemaas_template(template)
-    given = [entry for entry in stage.get("parameter_overrides", []) if not entry.startswith("file://")]
-    return Stage(
-        name=name,
-        stack_name=stage["stack_name"],
-        region=stage.get("region") or boto3.session.Session().region_name,
-        parameters=dict(entry.split("=", 1) for entry in given),
-        template=as_mapping(read_yaml(template)),
+def read_target(name: str, *, samconfig: Path) -> Target:
+    """Raises StartFailed when samconfig.toml has no such stage."""
+    stage = Stage(name, text=samconfig.read_text())
+    path = CHECKOUT / "template.yaml"
+    return Target(
+        stage=stage,
+        region=boto3.session.Session().region_name,
+        parameters=stage.overrides,
+        template=Template(path, text=litemaas_template(path.read_text()) if stage.is_drop_in else None),
     )
 
 
-def check_parameters(stage: Stage) -> Iterator[Finding]:
-    wanted = as_mapping(stage.template["Parameters"])
-    required = {name for name, parameter in wanted.items() if "Default" not in as_mapping(parameter)} - {"ReleaseSha"}
-    for name in sorted(required - set(stage.parameters)):
-        yield Finding("missing", name, "is not in samconfig.toml, and has no default")
-    for name in sorted(set(stage.parameters) - set(wanted)):
-        yield Finding("missing", name, "is in samconfig.toml, and no parameter of the template")
-    for name, value in sorted(stage.parameters.items()):
-        pattern = as_mapping(wanted.get(name, {})).get("AllowedPattern")
-        if PLACEHOLDER.search(value):
-            yield Finding("missing", name, "still has the example's value; put your own into samconfig.toml")
-        elif pattern and not re.search(str(pattern), value):
-            yield Finding("missing", name, str(as_mapping(wanted[name]).get("ConstraintDescription", "is malformed")))
-    if stage.value("DatabaseAuthentication") == "iam" and not stage.value("DatabaseResourceId"):
-        yield Finding("missing", "DatabaseResourceId", "is needed with DatabaseAuthentication iam")
+def check_parameters(target: Target) -> Iterator[Finding]:
+    wanted, given = target.template.parameter_names, target.parameters
+    complaints = dict.fromkeys(target.template.required_parameters, "is not in samconfig.toml, and has no default")
+    complaints.pop("ReleaseSha")  # the build gives it
+    complaints = {name: text for name, text in complaints.items() if name not in given}
+    complaints |= {
+        name: "is in samconfig.toml, and no parameter of the template" for name in given if name not in wanted
+    }
+    complaints |= dict.fromkeys(
+        target.stage.examples, "still has the example's value; put your own into samconfig.toml"
+    )
+    for name, value in given.items():
+        if name not in complaints and (refusal := target.template.refusal(name, value)):
+            complaints[name] = refusal
+    for name, text in sorted(complaints.items()):
+        yield Finding("missing", name, text)
+    if complaints:
+        return
+    try:
+        target.template.accepted({**given, "ReleaseSha": "0" * 64})
+    except StartFailed as refused:
+        yield Finding("missing", "parameters", str(refused))
 
 
 def check_release(root: Path) -> Iterator[Finding]:
@@ -125,28 +118,28 @@ def check_release(root: Path) -> Iterator[Finding]:
         yield Finding("missing", "build", "nothing is built yet; run make build")
 
 
-def check_credentials(stage: Stage) -> Iterator[Finding]:
-    if stage.region is None:
+def check_credentials(target: Target) -> Iterator[Finding]:
+    if target.region is None:
         yield Finding("missing", "region", "none is set; export AWS_REGION, or set region in the profile")
         return
-    yield Finding("ok", "region", stage.region)
+    yield Finding("ok", "region", target.region)
     try:
-        identity = stage.client("sts").get_caller_identity()
+        identity = target.client("sts").get_caller_identity()
     except (BotoCoreError, ClientError) as error:
         yield Finding("missing", "credentials", f"AWS takes none ({_code(error)}); log in, or set AWS_PROFILE")
         return
-    stage.account = str(identity["Account"])
-    yield Finding("ok", "credentials", f"account {stage.account}, as {identity['Arn']}")
+    target.account = str(identity["Account"])
+    yield Finding("ok", "credentials", f"account {target.account}, as {identity['Arn']}")
 
 
-def check_secrets(stage: Stage) -> Iterator[Finding]:
-    client = stage.client("secretsmanager")
+def check_secrets(target: Target) -> Iterator[Finding]:
+    client = target.client("secretsmanager")
     for name, fields in SECRET_FIELDS.items():
-        arn = stage.parameters.get(name)
+        arn = target.parameters.get(name)
         if arn is None:
             continue
         parts = arn.split(":")
-        if len(parts) > 4 and (parts[3], parts[4]) != (stage.region, stage.account):
+        if len(parts) > 4 and (parts[3], parts[4]) != (target.region, target.account):
             yield Finding("missing", name, f"is of account {parts[4]} in {parts[3]}, not of this deployment's")
             continue
         try:
@@ -167,27 +160,27 @@ def check_secrets(stage: Stage) -> Iterator[Finding]:
                 "missing", name, f"has to be a JSON object with {' and '.join(fields)}; no {lacking[0]} there"
             )
             continue
-        stage.secrets[name] = {key: str(held[key]) for key in fields}
+        target.secrets[name] = {key: str(held[key]) for key in fields}
         yield Finding("ok", name, f"has {' and '.join(fields)}")
-    yield from _check_logins(stage)
+    yield from _check_logins(target)
 
 
-def _check_logins(stage: Stage) -> Iterator[Finding]:
-    app = stage.secrets.get("DatabaseSecretArn", {}).get("username")
-    migrator = stage.secrets.get("DatabaseMigratorSecretArn", {}).get("username")
+def _check_logins(target: Target) -> Iterator[Finding]:
+    app = target.secrets.get("DatabaseSecretArn", {}).get("username")
+    migrator = target.secrets.get("DatabaseMigratorSecretArn", {}).get("username")
     if app is not None and app == migrator:
         yield Finding("missing", "DatabaseSecretArn", "has the owner's login; the functions need a role without DDL")
-    elif app is not None and app != stage.value("DatabaseAppUser"):
+    elif app is not None and app != target.value("DatabaseAppUser"):
         yield Finding(
             "missing", "DatabaseAppUser", "is not the username in DatabaseSecretArn, which gets no rights then"
         )
 
 
-def check_network(stage: Stage) -> Iterator[Finding]:
-    client = stage.client("ec2")
+def check_network(target: Target) -> Iterator[Finding]:
+    client = target.client("ec2")
     try:
-        subnets = client.describe_subnets(SubnetIds=stage.values("VpcSubnetIds"))["Subnets"]
-        groups = client.describe_security_groups(GroupIds=stage.values("VpcSecurityGroupIds"))["SecurityGroups"]
+        subnets = client.describe_subnets(SubnetIds=target.values("VpcSubnetIds"))["Subnets"]
+        groups = client.describe_security_groups(GroupIds=target.values("VpcSecurityGroupIds"))["SecurityGroups"]
         vpcs = {part["VpcId"] for part in [*subnets, *groups]}
         if len(vpcs) != 1:
             yield Finding("missing", "network", "subnets and security groups are of different VPCs")
@@ -206,10 +199,10 @@ def check_network(stage: Stage) -> Iterator[Finding]:
         return
     without_way_out = [s["SubnetId"] for s in subnets if not _leads_out(tables, subnet=s["SubnetId"])]
     needed = {"secretsmanager": "secrets", "kms": "deriving keys"}
-    if stage.value("ReconcileBucket"):
+    if target.value("ReconcileBucket"):
         needed["s3"] = "reports"
     for service, purpose in needed.items():
-        if f"com.amazonaws.{stage.region}.{service}" in endpoints:
+        if f"com.amazonaws.{target.region}.{service}" in endpoints:
             yield Finding("ok", f"endpoint {service}", "is in the VPC")
         elif without_way_out:
             yield Finding(
@@ -230,8 +223,8 @@ def _leads_out(tables: Sequence[Mapping[str, Any]], *, subnet: str) -> bool:
     )
 
 
-def check_issuer(stage: Stage) -> Iterator[Finding]:
-    issuer = stage.parameters.get("JwtIssuer")
+def check_issuer(target: Target) -> Iterator[Finding]:
+    issuer = target.parameters.get("JwtIssuer")
     if issuer is None:
         return  # behind LiteMaaS's own tokens
     if not issuer.startswith("https://"):
@@ -260,9 +253,9 @@ def _is_rs256(key: Mapping[str, Any]) -> bool:
     return key.get("kty") == "RSA" and key.get("use", "sig") == "sig" and key.get("alg", "RS256") == "RS256"
 
 
-def check_litellm(stage: Stage) -> Iterator[Finding]:
-    url = stage.parameters.get("LiteLLMUrl", "")
-    master_key = stage.secrets.get("LiteLLMSecretArn", {}).get("masterKey")
+def check_litellm(target: Target) -> Iterator[Finding]:
+    url = target.parameters.get("LiteLLMUrl", "")
+    master_key = target.secrets.get("LiteLLMSecretArn", {}).get("masterKey")
     try:
         ready = _get(f"{url}/health/readiness")
     except httpx.ConnectError:
@@ -324,23 +317,27 @@ def _judge_version(version: str) -> Finding:
     return Finding("ok", "LiteLLM", f"{version}, with its database")
 
 
-def check_database(stage: Stage) -> Iterator[Finding]:
+def check_database(target: Target) -> Iterator[Finding]:
     """Through the stack's own function: the database is private, and what counts is what the functions reach."""
     try:
-        stacks = stage.client("cloudformation").describe_stacks(StackName=stage.stack_name)["Stacks"]
+        stacks = target.client("cloudformation").describe_stacks(StackName=target.stage.stack_name)["Stacks"]
     except (BotoCoreError, ClientError) as error:
         if isinstance(error, ClientError) and "does not exist" in str(error):
-            yield Finding("unseen", "database", f"{stage.stack_name} is not deployed yet; its first deployment looks")
+            yield Finding(
+                "unseen", "database", f"{target.stage.stack_name} is not deployed yet; its first deployment looks"
+            )
         else:
             yield Finding("missing", "database", f"the stack cannot be looked at ({_code(error)})")
         return
     outputs = {output["OutputKey"]: output["OutputValue"] for output in stacks[0].get("Outputs", [])}
     function = outputs.get("MigrateDatabaseName")
     if function is None:
-        yield Finding("unseen", "database", f"{stage.stack_name} has no MigrateDatabase; is its deployment unfinished?")
+        yield Finding(
+            "unseen", "database", f"{target.stage.stack_name} has no MigrateDatabase; is its deployment unfinished?"
+        )
         return
     try:
-        answer = stage.client("lambda").invoke(FunctionName=function, Payload=b'{"check": true}')
+        answer = target.client("lambda").invoke(FunctionName=function, Payload=b'{"check": true}')
         said = _table(json.loads(answer["Payload"].read()))
     except (BotoCoreError, ClientError, ValueError) as error:
         yield Finding("missing", "database", f"{function} cannot be asked ({_code(error)})")
@@ -355,17 +352,17 @@ def check_database(stage: Stage) -> Iterator[Finding]:
         yield Finding("ok", "database", f"at {said.get('version') or 'no migration'}; pending: {pending}")
 
 
-def check(stage: Stage, *, root: Path = CHECKOUT) -> Iterator[Finding]:
-    yield from check_parameters(stage)
+def check(target: Target, *, root: Path = CHECKOUT) -> Iterator[Finding]:
+    yield from check_parameters(target)
     yield from check_release(root)
-    yield from check_credentials(stage)
-    if stage.account is not None:
-        yield from check_secrets(stage)
-        yield from check_network(stage)
-    yield from check_issuer(stage)
-    yield from check_litellm(stage)
-    if stage.account is not None:
-        yield from check_database(stage)
+    yield from check_credentials(target)
+    if target.account is not None:
+        yield from check_secrets(target)
+        yield from check_network(target)
+    yield from check_issuer(target)
+    yield from check_litellm(target)
+    if target.account is not None:
+        yield from check_database(target)
 
 
 def _get(url: str, headers: Mapping[str, str] | None = None) -> Mapping[str, Any]:
@@ -399,21 +396,21 @@ def _reason(error: Exception) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make preflight", description="What a deployment of this stage would miss.")
     parser.add_argument("stage", nargs="?", default="")
-    parser.add_argument("--samconfig", type=Path, default=CHECKOUT / "samconfig.toml")
+    parser.add_argument("--samconfig", type=Path, default=SAMCONFIG)
     arguments = parser.parse_args()
     try:
-        stage = read_stage(arguments.stage, samconfig=arguments.samconfig)
-    except NoSuchStage as error:
+        target = read_target(arguments.stage, samconfig=arguments.samconfig)
+    except StartFailed as error:
         print(error, file=sys.stderr)
         return 2
     missing = 0
-    for finding in check(stage):
+    for finding in check(target):
         print(finding, flush=True)
         missing += finding.verdict == "missing"
     print(
         f"{missing} missing; put it right and run this again"
         if missing
-        else f"nothing is missing: make deploy STAGE={stage.name}"
+        else f"nothing is missing: make deploy STAGE={target.stage.name}"
     )
     return 1 if missing else 0
 

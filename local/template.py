@@ -107,6 +107,10 @@ class Template:
         """Those without a default."""
         return frozenset(name for name, entry in self._parameters.items() if "Default" not in entry)
 
+    def default(self, parameter: str) -> str:
+        """Empty for one without a default, and for one that there is not."""
+        return str(self._parameters.get(parameter, {}).get("Default", ""))
+
     def description(self, parameter: str) -> str:
         return str(self._parameters[parameter].get("Description", ""))
 

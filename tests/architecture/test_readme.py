@@ -7,7 +7,7 @@ import pytest
 from tests.architecture.translation import ROOT
 
 # These deploy or build for AWS, or run until they are stopped.
-NOT_IN_CI = {"build", "clean", "deploy", "dev", "help", "lock", "plan"}
+NOT_IN_CI = {"build", "clean", "deploy", "dev", "help", "lock", "plan", "preflight"}
 
 
 @pytest.fixture(scope="module")

@@ -157,8 +157,10 @@ class TestParameters:
 
     def test_a_value_the_template_refuses_is_explained_in_its_words(self, target: Target):
         assert lines(check_parameters(given(target, LiteLLMUrl="https://litellm.test/"))) == [
-            "missing LiteLLMUrl: the parameter LiteLLMUrl cannot be 'https://litellm.test/': "
-            "must be a URL without credentials, query and closing slash"
+            (
+                "missing LiteLLMUrl: the parameter LiteLLMUrl cannot be 'https://litellm.test/': "
+                "must be a URL without credentials, query and closing slash"
+            )
         ]
 
     def test_a_combination_the_template_refuses_is_explained_in_its_words(self, target: Target):

@@ -198,9 +198,7 @@ def check_network(target: Target) -> Iterator[Finding]:
         yield Finding("missing", "network", f"subnets or security groups cannot be looked at ({_code(error)})")
         return
     without_way_out = [s["SubnetId"] for s in subnets if not _leads_out(tables, subnet=s["SubnetId"])]
-    needed = {"secretsmanager": "secrets", "kms": "deriving keys"}
-    if target.value("ReconcileBucket"):
-        needed["s3"] = "reports"
+    needed = {"secretsmanager": "secrets", "kms": "deriving keys", "s3": "the migration's answer to CloudFormation"}
     for service, purpose in needed.items():
         if f"com.amazonaws.{target.region}.{service}" in endpoints:
             yield Finding("ok", f"endpoint {service}", "is in the VPC")

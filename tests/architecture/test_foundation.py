@@ -107,7 +107,8 @@ def test_only_these_parts_may_talk_to_each_other(resources: dict[str, Any]) -> N
             (functions, endpoints, 443, "in", None),
             (functions, endpoints, 443, "out", "MakesNetwork"),
             (functions, "0.0.0.0/0", 443, "out", "UsesExistingNetwork"),
-            (functions, "S3PrefixListId", 443, "out", "ReachesS3"),
+            (functions, "S3PrefixListId", 443, "out", "KnowsS3"),
+            (functions, "0.0.0.0/0", 443, "out", "DoesNotKnowS3"),
             (functions, proxy, 5432, "in", None),
             (functions, proxy, 5432, "out", "MakesDatabase"),
             (proxy, database, 5432, "in", None),
@@ -159,7 +160,7 @@ def test_endpoints_are_what_the_functions_call_and_let_nothing_else_through(reso
     }
 
     assert allowed == {
-        "s3": ["s3:PutObject"],
+        "s3": ["s3:PutObject", "s3:PutObject"],
         "secretsmanager": ["secretsmanager:GetSecretValue"],
         "kms": ["kms:GenerateMac"],
     }

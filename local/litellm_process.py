@@ -16,10 +16,9 @@ class LiteLLMProcess:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = log_path
-        self._command = [
-            *(sys.executable, "-m", "local.litellm", "--port", str(self.port)),
-            *("--master-key", master_key, "--state", str(state_path), "--delay", str(delay_seconds)),
-        ]
+        self._master_key = master_key
+        self._state_path = state_path
+        self._delay_seconds = delay_seconds
         self._process = self._spawn()
 
     def wait_until_ready(self) -> None:
@@ -38,10 +37,17 @@ class LiteLLMProcess:
     def kill(self) -> None:
         self._process.kill()
 
-    def restart(self) -> None:
+    def restart(self, *, master_key: str | None = None) -> None:
+        """With another master key, if one is given, and all the keys it had."""
         self.stop()
+        self._master_key = master_key or self._master_key
         self.start()
 
     def _spawn(self) -> Child:
+        command = [
+            *(sys.executable, "-m", "local.litellm", "--port", str(self.port)),
+            *("--master-key", self._master_key, "--state", str(self._state_path)),
+            *("--delay", str(self._delay_seconds)),
+        ]
         with self.log_path.open("ab") as log:
-            return spawn(self._command, environment=base_environment(), output=log, directory=CHECKOUT)
+            return spawn(command, environment=base_environment(), output=log, directory=CHECKOUT)

@@ -68,6 +68,7 @@ Resources:
               ReauthorizeEvery: !Ref AuthorizerCacheSeconds
   AuthorizeLiteMaaSToken:
     Type: AWS::Serverless::Function
+    DependsOn: Migration
     # Outside the VPC: it talks to Secrets Manager and to nobody else, and knows nothing of the database.
     IgnoreGlobals: [VpcConfig, Environment]
     Properties:
@@ -82,7 +83,7 @@ Resources:
       Environment:
         Variables:
           LITEMAAS_TOKEN_SECRET_ARN: !Ref LiteMaaSTokenSecretArn
-          POWERTOOLS_SERVICE_NAME: keyservice
+          POWERTOOLS_SERVICE_NAME: !Ref AWS::StackName
           POWERTOOLS_METRICS_NAMESPACE: KeyService
           POWERTOOLS_LOG_LEVEL: !Ref LogLevel
           RELEASE_SHA: !Ref ReleaseSha
@@ -91,6 +92,7 @@ Resources:
     Properties:
       LogGroupName: !Sub /aws/lambda/${AWS::StackName}-AuthorizeLiteMaaSToken
       RetentionInDays: !Ref LogRetentionDays
+      KmsKeyId: !If [EncryptsLogs, !Ref LogKmsKeyArn, !Ref AWS::NoValue]
 Outputs:
   AuthorizeLiteMaaSTokenName:
     Description: Function that checks LiteMaaS's tokens

@@ -88,9 +88,10 @@ class Application:
 class Template:
     """A template file whose parameters still want their values."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, text: str | None = None) -> None:
+        """`text` is taken for what the file holds, if it is given: of another revision, say."""
         try:
-            self._document = read_yaml(path.read_text())
+            self._document = read_yaml(path.read_text() if text is None else text)
         except FileNotFoundError as error:
             raise StartFailed(f"there is no template at {path}") from error
         self._root = path.resolve().parent
@@ -107,6 +108,28 @@ class Template:
         """Those without a default."""
         return frozenset(name for name, entry in self._parameters.items() if "Default" not in entry)
 
+    def default(self, parameter: str) -> str:
+        """Empty for one without a default, and for one that there is not."""
+        return str(self._parameters.get(parameter, {}).get("Default", ""))
+
+    def description(self, parameter: str) -> str:
+        return str(self._parameters[parameter].get("Description", ""))
+
+    def refusal(self, parameter: str, text: str) -> str | None:
+        """Why CloudFormation would refuse the text for the parameter; None when it would not."""
+        try:
+            _checked_parameter(parameter, text, self._parameters[parameter])
+        except StartFailed as refused:
+            return str(refused)
+        return None
+
+    def accepted(self, parameters: Mapping[str, str]) -> dict[str, Node]:
+        """These parameters with the defaults of the others. Raises StartFailed, in one line, for what the constraints of one
+        or the template's Rules refuse."""
+        values = self._parameter_values(parameters)
+        self._check_rules(Resolver(references=values, attributes={}, conditions={}, mappings={}))
+        return values
+
     def resources_of_type(self, kind: str) -> tuple[str, ...]:
         return tuple(name for name, resource in self._resources.items() if resource["Type"] == kind)
 
@@ -120,10 +143,11 @@ class Template:
         """The application with these parameters; defaults for the others.
 
         `references` and `attributes` are what !Ref and !GetAtt give for resources and pseudo parameters. Raises
-        StartFailed, in one line, for an unknown parameter, one without a value or one that its constraints refuse.
+        StartFailed, in one line, for an unknown parameter, one without a value or one that its constraints or the
+        template's Rules refuse.
         """
         resolver = Resolver(
-            references={**(references or {}), **self._parameter_values(parameters)},
+            references={**(references or {}), **self.accepted(parameters)},
             attributes=attributes or {},
             conditions=as_mapping(self._document.get("Conditions")),
             mappings=as_mapping(self._document.get("Mappings")),
@@ -162,6 +186,15 @@ class Template:
             name: _checked_parameter(name, given.get(name, entry.get("Default")), entry)
             for name, entry in self._parameters.items()
         }
+
+    def _check_rules(self, resolver: Resolver) -> None:
+        """As CloudFormation does before it makes anything."""
+        for rule in as_mapping(self._document.get("Rules")).values():
+            if not resolver.value(rule.get("RuleCondition", True)):
+                continue
+            for assertion in rule["Assertions"]:
+                if not resolver.value(assertion["Assert"]):
+                    raise StartFailed(str(assertion["AssertDescription"]))
 
     def _apis(self, resolver: Resolver) -> dict[str, "_Api"]:
         shared = as_mapping(self._globals.get("HttpApi"))
@@ -219,11 +252,12 @@ def _api(properties: Mapping[str, Node], resolver: Resolver) -> _Api:
             authorizers[name] = _lambda_authorizer(name, entry, resolver)
         else:
             raise StartFailed(f"the authorizer {name} has neither a JwtConfiguration nor a FunctionArn")
-    cors = properties.get("CorsConfiguration")
+    # Wrapped, so that one that is !Ref AWS::NoValue is left out.
+    cors = resolver.value({"Cors": properties.get("CorsConfiguration")}).get("Cors")
     return _Api(
         authorizers=authorizers,
         default_authorizer=auth.get("DefaultAuthorizer"),
-        cors=_cors(as_mapping(resolver.value(cors))) if isinstance(cors, dict) else None,
+        cors=_cors(as_mapping(cors)) if isinstance(cors, dict) else None,
     )
 
 

@@ -17,6 +17,9 @@ from local.litellm.tables import Tables
 from local.litellm.teams import TeamRoutes
 from local.litellm.users import UserRoutes
 
+# The release whose behaviour this is.
+VERSION = "1.106.0"
+
 type Operation = Callable[[Call], Awaitable[Row]]
 
 
@@ -62,6 +65,8 @@ def application(
             Route("/health/liveliness", _liveliness),
             Route("/health/liveness", _liveliness),
             Route("/health/readiness", _readiness),
+            route("GET", "/health/readiness/details", _readiness_details),
+            route("GET", "/health/license", _license),
         ],
         # Starlette raises what `_unhandled` answered again, and uvicorn then ends the connection: as at LiteLLM.
         exception_handlers={HTTPException: _not_routed, Exception: _unhandled},
@@ -74,6 +79,14 @@ async def _liveliness(_: Request) -> Response:
 
 async def _readiness(_: Request) -> Response:
     return JSONResponse({"status": "healthy", "db": "connected"})
+
+
+async def _readiness_details(_: Call) -> Row:
+    return {"status": "healthy", "db": "connected", "litellm_version": VERSION}
+
+
+async def _license(_: Call) -> Row:
+    return {"has_license": False, "license_type": "community", "expiration_date": None, "allowed_features": []}
 
 
 async def _not_routed(_: Request, error: Exception) -> Response:

@@ -57,7 +57,7 @@ def test_only_wiring_reads_the_environment() -> None:
 
 
 def test_handlers_know_endpoint_wiring_models_and_nothing_else_of_ours() -> None:
-    boundaries = {"keyservice.authorizer", "keyservice.endpoint", "keyservice.jobs"}
+    boundaries = {"keyservice.authorizer", "keyservice.custom_resource", "keyservice.endpoint", "keyservice.jobs"}
     known = boundaries | {"keyservice.models", "keyservice.wiring", "msgspec"}
     foreign = {
         file.stem: imported

@@ -184,7 +184,7 @@ def test_all_else_is_as_in_the_other_template(template: dict[str, Any]) -> None:
             one["Parameters"].pop(name, None)
         del one["Globals"]["Function"]["Environment"]["Variables"]["SUBJECT_COLUMN"]
         for resource in one["Resources"].values():
-            variables = resource["Properties"].get("Environment", {}).get("Variables", {})
+            variables = resource.get("Properties", {}).get("Environment", {}).get("Variables", {})
             for name in constants:
                 variables.pop(name, None)
     for name in (AUTHORIZER, f"{AUTHORIZER}Logs"):

@@ -7,7 +7,7 @@ import pytest
 from tests.architecture.translation import ROOT
 
 # These deploy or build for AWS, write what is kept in the repository, or run until they are stopped.
-NOT_IN_CI = {"build", "clean", "dev", "help", "lock", "openapi"}
+NOT_IN_CI = {"build", "clean", "deploy", "dev", "help", "lock", "openapi", "plan", "preflight"}
 
 
 @pytest.fixture(scope="module")

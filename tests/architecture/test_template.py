@@ -52,6 +52,7 @@ LAST_STATEMENT_SECONDS = 5
 EVERYWHERE = {
     "DATABASE_CA_BUNDLE",
     "DATABASE_HOST",
+    "DATABASE_IAM_USER",
     "DATABASE_NAME",
     "DATABASE_PORT",
     "FUNCTION_TIMEOUT_SECONDS",
@@ -345,7 +346,12 @@ def test_only_reconcile_may_do_more_and_only_keep_its_reports_in_a_bucket_that_w
 
 
 @pytest.mark.parametrize(
-    ("function", "rate"), [("Reconcile", "rate(15 minutes)"), ("SettleOperations", "rate(1 minute)")]
+    ("function", "rate"),
+    [
+        ("Reconcile", "rate(15 minutes)"),
+        ("SettleOperations", "rate(1 minute)"),
+        ("SyncSpend", "rate(5 minutes)"),
+    ],
 )
 def test_a_schedule_calls_the_live_version_and_never_repeats(
     resources: dict[str, Any], function: str, rate: str
@@ -360,9 +366,15 @@ def test_a_schedule_calls_the_live_version_and_never_repeats(
     assert schedule["ScheduleExpression"] == rate
     assert schedule["Target"]["Arn"] == {"Ref": f"{function}Aliaslive"}
     assert schedule["Target"]["RetryPolicy"] == {"MaximumRetryAttempts": 0, "MaximumEventAgeInSeconds": 60}
+    assert schedule["Target"]["DeadLetterConfig"] == {"Arn": {"Fn::GetAtt": [f"{function}Undelivered", "Arn"]}}
     assert "Name" not in schedule  # a second stack in the account would want the same
     assert statements == [
-        {"Effect": "Allow", "Action": "lambda:InvokeFunction", "Resource": {"Ref": f"{function}Aliaslive"}}
+        {"Effect": "Allow", "Action": "lambda:InvokeFunction", "Resource": {"Ref": f"{function}Aliaslive"}},
+        {
+            "Effect": "Allow",
+            "Action": "sqs:SendMessage",
+            "Resource": {"Fn::GetAtt": [f"{function}Undelivered", "Arn"]},
+        },
     ]
     assert (asynchronous["Qualifier"], asynchronous["MaximumRetryAttempts"]) == ("live", 0)
     assert asynchronous["MaximumEventAgeInSeconds"] == 60
@@ -376,11 +388,41 @@ def test_each_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
     roles = {name: p["Role"] for name, p in of_type(resources, "AWS::Lambda::Function").items()}
 
     assert roles == {name: {"Fn::GetAtt": [f"{name}Role", "Arn"]} for name in FUNCTIONS}
-    # A schedule's own role may invoke its function, and nothing else.
+    # A schedule's own role may invoke its function and keep what it could not deliver, and nothing else.
     schedulers = [f"{name}{schedule}Role" for name, schedule in SCHEDULED_FUNCTIONS.items()]
-    assert sorted(of_type(resources, "AWS::IAM::Role")) == sorted([f"{name}Role" for name in FUNCTIONS] + schedulers)
-    assert of_type(resources, "AWS::IAM::Policy") == {}
+    assert list(of_type(resources, "AWS::IAM::Policy")) == ["FunctionsLogInWithIam"]
+    assert sorted(of_type(resources, "AWS::IAM::Role")) == sorted(
+        [f"{name}Role" for name in FUNCTIONS] + schedulers + ["DeploymentRole"]
+    )
     assert of_type(resources, "AWS::IAM::ManagedPolicy") == {}
+
+
+def test_with_iam_every_function_but_the_migration_may_log_in_as_the_app_role_and_no_other(
+    template: dict[str, Any], resources: dict[str, Any]
+) -> None:
+    policy = resources["FunctionsLogInWithIam"]
+
+    assert template["Conditions"][policy["Condition"]] == {"Fn::Equals": [{"Ref": "DatabaseAuthentication"}, "iam"]}
+    assert policy["Properties"]["Roles"] == [
+        {"Ref": f"{name}Role"} for name in resources if name in {*HTTP_FUNCTIONS, *SCHEDULED_FUNCTIONS}
+    ]
+    assert policy["Properties"]["PolicyDocument"]["Statement"] == [
+        {
+            "Effect": "Allow",
+            "Action": "rds-db:connect",
+            "Resource": {
+                "Fn::Sub": "arn:${AWS::Partition}:rds-db:${AWS::Region}:${AWS::AccountId}:dbuser:"
+                "${DatabaseResourceId}/${DatabaseAppUser}"
+            },
+        }
+    ]
+
+
+def test_the_migration_logs_in_with_its_password_also_where_others_do_with_iam(resources: dict[str, Any]) -> None:
+    users = {function: variables(resources, function)["DATABASE_IAM_USER"] for function in FUNCTIONS}
+
+    assert users.pop("MigrateDatabase") == ""
+    assert list(users.values()) == [{"Fn::If": ["LogsInWithIam", {"Ref": "DatabaseAppUser"}, ""]}] * len(users)
 
 
 def test_a_run_that_brings_spend_has_let_go_before_the_next_one_comes(resources: dict[str, Any]) -> None:
@@ -489,13 +531,15 @@ def test_functions_run_on_arm64_python_3_13_inside_the_vpc_with_the_layer(
 
 
 def test_a_new_release_publishes_a_new_version_of_every_function(resources: dict[str, Any]) -> None:
-    other = translate(release_sha="cd" * 32)["Resources"]
+    other = translate(ReleaseSha="cd" * 32)["Resources"]
+    # The migration is called as it stands: `live` would still be the release before.
+    published = [name for name in FUNCTIONS if name != "MigrateDatabase"]
     versions = set(of_type(resources, "AWS::Lambda::Version"))
     live = {name for name in of_type(resources, "AWS::Lambda::Alias") if name.endswith("Aliaslive")}
 
-    assert len(versions) == len(FUNCTIONS)
+    assert len(versions) == len(published)
     assert versions.isdisjoint(of_type(other, "AWS::Lambda::Version"))
-    assert live == {f"{function}Aliaslive" for function in FUNCTIONS}
+    assert live == {f"{function}Aliaslive" for function in published}
 
 
 def test_every_log_group_forgets_after_the_days_of_the_parameter(resources: dict[str, Any]) -> None:
@@ -580,5 +624,7 @@ def test_a_wrong_value_is_refused_before_anything_is_deployed(
     assert not re.search(template["Parameters"][parameter]["AllowedPattern"], value)
 
 
-def test_outputs_name_the_url_the_key_and_every_function(stack: dict[str, Any]) -> None:
-    assert set(stack["Outputs"]) == {"ApiUrl", "MacKeyArn"} | {f"{name}Name" for name in FUNCTIONS}
+def test_outputs_name_the_url_the_dashboard_the_key_and_every_function(stack: dict[str, Any]) -> None:
+    others = {"AlarmTopicName", "ApiUrl", "DashboardUrl", "DomainTarget", "MacKeyArn"}
+
+    assert set(stack["Outputs"]) == others | {f"{name}Name" for name in FUNCTIONS}

@@ -9,15 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import boto3
-from samtranslator.parser.parser import Parser
-from samtranslator.translator.translator import Translator
-from samtranslator.yaml_helper import yaml_parse
-
 from local.litemaas_template import litemaas_template
+from local.translation import REGION, parsed, translated
 
 ROOT = Path(__file__).resolve().parents[2]
-REGION = "eu-central-1"
 
 # What a deployment must say itself; every other parameter has its default.
 DEPLOYMENT = {
@@ -32,13 +27,6 @@ DEPLOYMENT = {
     "VpcSecurityGroupIds": "sg-0123456789abcdef0",
     "VpcSubnetIds": "subnet-0123456789abcdef0,subnet-0123456789abcdef1",
 }
-# SAM asks IAM for these; this machine has none to ask.
-MANAGED_POLICIES = {
-    name: f"arn:aws:iam::aws:policy/service-role/{name}"
-    for name in ("AWSLambdaBasicExecutionRole", "AWSLambdaVPCAccessExecutionRole")
-}
-
-
 # What the drop-in's template is told instead.
 LITEMAAS_DEPLOYMENT = {name: value for name, value in DEPLOYMENT.items() if not name.startswith("Jwt")} | {
     "LiteMaaSTokenSecretArn": f"arn:aws:secretsmanager:{REGION}:123456789012:secret:litemaas-AbCdEf",
@@ -46,28 +34,20 @@ LITEMAAS_DEPLOYMENT = {name: value for name, value in DEPLOYMENT.items() if not 
 
 
 def read_template() -> dict[str, Any]:
-    return yaml_parse((ROOT / "template.yaml").read_text())
+    return parsed((ROOT / "template.yaml").read_text())
 
 
 def read_litemaas_template() -> dict[str, Any]:
-    return yaml_parse(litemaas_template((ROOT / "template.yaml").read_text()))
+    return parsed(litemaas_template((ROOT / "template.yaml").read_text()))
 
 
-def translate(*, release_sha: str = DEPLOYMENT["ReleaseSha"]) -> dict[str, Any]:
+def translate(**parameters: str) -> dict[str, Any]:
     """Raises InvalidDocumentException for what `sam validate` would refuse."""
-    return _translated(read_template(), DEPLOYMENT | {"ReleaseSha": release_sha})
+    return translated(read_template(), DEPLOYMENT | parameters)
 
 
 def translate_litemaas() -> dict[str, Any]:
-    return _translated(read_litemaas_template(), LITEMAAS_DEPLOYMENT)
-
-
-def _translated(template: dict[str, Any], parameters: dict[str, str]) -> dict[str, Any]:
-    # `sam deploy` uploads what it built and puts the addresses here.
-    template["Globals"]["Function"]["CodeUri"] = "s3://built/functions"
-    template["Resources"]["SharedLayer"]["Properties"]["ContentUri"] = "s3://built/layer"
-    translator = Translator(MANAGED_POLICIES, Parser(), boto_session=boto3.session.Session(region_name=REGION))
-    return translator.translate(template, parameters, passthrough_metadata=True)
+    return translated(read_litemaas_template(), LITEMAAS_DEPLOYMENT)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,17 @@ def test_health_needs_no_key(gateway: Gateway):
     assert (readiness.json()["status"], readiness.json()["db"]) == ("healthy", "connected")
 
 
+def test_version_and_licence_are_told_to_the_administrator_only(gateway: Gateway):
+    details = gateway.get("/health/readiness/details")
+    licence = gateway.get("/health/license")
+
+    assert details.status_code == licence.status_code == 200
+    assert details.json()["litellm_version"].count(".") == 2
+    assert isinstance(licence.json()["has_license"], bool)
+    assert gateway.http.get("/health/readiness/details").status_code == 401
+    assert gateway.http.get("/health/license").status_code == 401
+
+
 def test_an_idle_connection_is_closed_after_a_while(gateway: Gateway):
     """5.0 s were measured; a client that keeps connections longer loses the request that meets the close."""
     received = talk(gateway, b"GET /health/liveliness HTTP/1.1\r\nHost: litellm\r\n\r\n")

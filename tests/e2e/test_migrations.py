@@ -13,6 +13,7 @@ from local.roles import APP
 from local.stack import LocalStack
 from local.workers import InvocationFailed
 from tests.e2e.service import Ledger, Service
+from tests.support.presigned_url import PresignedUrl
 
 ALL = [
     "0001_litemaas_tables",
@@ -165,6 +166,92 @@ def test_without_the_app_role_nothing_is_made(service: Service):
         made = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
     assert "the app role (parameter DatabaseAppUser) does not exist" in str(refused.value)
     assert made == []
+
+
+# As a stack asks for it, and before.
+
+
+def asked(kind: str, url: str) -> dict[str, object]:
+    """What CloudFormation sends in a release."""
+    return {
+        "RequestType": kind,
+        "ResponseURL": url,
+        "StackId": "arn:aws:cloudformation:eu-central-1:123456789012:stack/keyservice/0123",
+        "RequestId": "request-1",
+        "LogicalResourceId": "Migration",
+        "ResourceProperties": {"ReleaseSha": "ab" * 32},
+    }
+
+
+def told(service: Service, kind: str) -> tuple[str, str]:
+    """Status and reason that CloudFormation hears."""
+    with PresignedUrl() as presigned:
+        service.stack.invoke("MigrateDatabase", asked(kind, presigned.url))
+    [put] = presigned.puts
+    return put.answer["Status"], put.answer["Reason"]
+
+
+def test_a_stack_that_is_created_gets_its_tables(empty: Service):
+    assert told(empty, "Create") == ("SUCCESS", "")
+    assert tables(empty) == TABLES
+
+
+def test_a_stack_that_is_deleted_leaves_all_as_it_is(empty: Service):
+    assert told(empty, "Delete") == ("SUCCESS", "")
+    assert tables(empty) == []
+
+
+def test_a_release_older_than_the_schema_changes_nothing(empty: Service):
+    empty.stack.invoke("MigrateDatabase", {})
+    empty.rows("UPDATE keyservice_migrations SET checksum = 'of a later release'")
+    empty.rows("INSERT INTO keyservice_migrations (name, checksum) VALUES ('9999_of_a_later_release', 'x')")
+    empty.rows("REVOKE SELECT ON models FROM keyservice_app")
+
+    outcome = told(empty, "Update")
+
+    granted = empty.rows("SELECT has_table_privilege('keyservice_app', 'models', 'SELECT') AS may_read")
+    assert outcome == ("SUCCESS", "")
+    assert granted == [{"may_read": False}]
+    assert empty.stack.invoke("MigrateDatabase", {}) == {"applied": [], "version": "9999_of_a_later_release"}
+
+
+def test_a_release_that_postgresql_refuses_is_told_why_and_changes_nothing(empty: Service):
+    empty.rows("CREATE TABLE api_keys (id text)")
+
+    status, why = told(empty, "Update")
+
+    assert status == "FAILED"
+    assert why.startswith("PostgreSQL refused a migration: ")
+    assert tables(empty) == ["api_keys"]
+
+
+def test_a_check_says_what_is_pending_and_changes_nothing(empty: Service):
+    before = empty.stack.invoke("MigrateDatabase", {"check": True})
+    made = tables(empty)
+    empty.stack.invoke("MigrateDatabase", {})
+
+    after = empty.stack.invoke("MigrateDatabase", {"check": True})
+
+    assert before == {"pending": ALL, "version": None, "problems": []}
+    assert made == []
+    assert after == {"pending": [], "version": ALL[-1], "problems": []}
+
+
+def test_a_check_says_what_a_release_would_stumble_over(empty: Service):
+    empty.stack.invoke("MigrateDatabase", {})
+    empty.rows("UPDATE keyservice_migrations SET checksum = 'another text' WHERE name = %(name)s", name=ALL[0])
+    empty.rows("ALTER SCHEMA public OWNER TO postgres")
+    empty.rows("GRANT USAGE ON SCHEMA public TO keyservice_migrator")
+
+    problems = empty.stack.invoke("MigrateDatabase", {"check": True})["problems"]
+
+    assert problems == [
+        (
+            "migration 0001_litemaas_tables was changed after it was applied; "
+            "restore its text and put the change into a new migration"
+        ),
+        "the login in DatabaseMigratorSecretArn may not make tables; grant it CREATE on the schema",
+    ]
 
 
 # What the role of the functions may not do.

@@ -19,6 +19,7 @@ import retry_operation
 import settle_operations
 from keyservice import wiring
 from keyservice.errors import DatabaseUnavailable
+from keyservice.models import Deadline
 from keyservice.schema import MigrationError
 from local.roles import APP
 from tests.integration.service import Service
@@ -33,9 +34,10 @@ PARTS = [
 @dataclass
 class Context:
     aws_request_id: str = "lambda-request-1"
+    timeout_seconds: int = 25
 
     def get_remaining_time_in_millis(self) -> int:
-        return 25_000
+        return self.timeout_seconds * 1000
 
 
 @pytest.fixture
@@ -309,7 +311,7 @@ class TestMigration:
     def test_is_run_as_the_migrator(self, service: Service, environment: pytest.MonkeyPatch):
         environment.setenv("DATABASE_SECRET_ARN", service.cloud.migrator_secret_arn)
 
-        result = migrate_database.handler(event("migrate_database"), Context())
+        result = migrate_database.handler(event("migrate_database"), Context(timeout_seconds=300))
 
         assert result["applied"] == []
         assert result["version"] == service.value("SELECT max(name) FROM keyservice_migrations")
@@ -319,4 +321,32 @@ class TestMigration:
         environment.setenv("DATABASE_APP_USER", "nobody_here")
 
         with pytest.raises(MigrationError):
-            migrate_database.handler(event("migrate_database"), Context())
+            migrate_database.handler(event("migrate_database"), Context(timeout_seconds=300))
+
+    def test_that_waits_too_long_ends_in_time_to_say_so(self, service: Service, environment: pytest.MonkeyPatch):
+        environment.setenv("DATABASE_SECRET_ARN", service.cloud.migrator_secret_arn)
+        wiring.settings.cache_clear()
+
+        with service._admin.transaction():
+            service.rows("LOCK TABLE keyservice_migrations")
+
+            with pytest.raises(MigrationError, match="or the time was over"):
+                wiring.migrate_schema(Deadline(0.5))
+
+
+@pytest.mark.usefixtures("environment")
+class TestRestore:
+    def test_does_not_fail_when_the_database_is_away(self, service: Service):
+        service.database_faults.refuse_connections()
+
+        wiring.open_afresh()
+
+        assert call(list_api_keys.handler, event("list_api_keys"))[0] == 503
+
+    def test_reads_the_settings_anew(self, environment: pytest.MonkeyPatch):
+        before = wiring.settings().text("STACK_NAME")
+        environment.setenv("STACK_NAME", "restored")
+
+        wiring.open_afresh()
+
+        assert (before, wiring.settings().text("STACK_NAME")) == ("keyservice-test", "restored")

@@ -220,7 +220,7 @@ def test_the_real_template_can_be_read_without_any_value_but_its_parameters() ->
             "DatabaseSecretArn": secret,
             "DatabaseMigratorSecretArn": f"{secret}-migrator",
             "LiteLLMUrl": "https://litellm.example.com",
-            "LiteLLMSecretArn": secret,
+            "LiteLLMSecretArn": f"{secret}-litellm",
             "VpcSubnetIds": "subnet-1,subnet-2",
             "VpcSecurityGroupIds": "sg-1",
             "ReleaseSha": "0" * 64,

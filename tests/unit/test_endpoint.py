@@ -582,6 +582,12 @@ class TestLogLine:
 
 
 class TestMetrics:
+    @pytest.fixture(autouse=True)
+    def warm(self, event: Events, capsys: pytest.CaptureFixture[str]) -> None:
+        """The first request has been."""
+        serve(event("list_api_keys"))
+        capsys.readouterr()
+
     def counted(self, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
         [line] = [line for line in capsys.readouterr().out.splitlines() if '"_aws"' in line]
         return json.loads(line)
@@ -635,3 +641,16 @@ class TestMetrics:
 
         assert first["LiteLLMFailures"] == [1.0]
         assert "LiteLLMFailures" not in second
+
+    def test_count_the_first_request_of_an_environment_as_its_cold_start(
+        self, event: Events, capsys: pytest.CaptureFixture[str]
+    ):
+        telemetry._count_start.cache_clear()
+
+        serve(event("list_api_keys"))
+        first = self.counted(capsys)
+        serve(event("list_api_keys"))
+        second = self.counted(capsys)
+
+        assert first["ColdStarts"] == [1.0]
+        assert "ColdStarts" not in second

@@ -39,6 +39,12 @@ def test_ca_bundle_may_be_missing():
     assert settings_with(DATABASE_CA_BUNDLE="/opt/ca.pem").database.ca_bundle == "/opt/ca.pem"
 
 
+def test_iam_user_is_none_unless_it_is_given():
+    assert settings_with().database.iam_user is None
+    assert settings_with(DATABASE_IAM_USER="").database.iam_user is None
+    assert settings_with(DATABASE_IAM_USER="keyservice_app").database.iam_user == "keyservice_app"
+
+
 def test_claim_names_are_read_from_their_variables():
     assert settings_with(NAME_CLAIM="displayName").claim_names == ClaimNames(
         provider="openshift",

@@ -2,8 +2,10 @@
 
 endpoint        API Gateway boundary: Request, Response, @endpoint; the only place an error becomes HTTP
 jobs            the boundary of jobs, scheduled or invoked by an operator
+custom_resource the boundary of what CloudFormation asks for in a release
 authorizer      the boundary of the Lambda authorizer
 callers         who calls, from a token's claims
+snapshot        the hooks of Lambda SnapStart
 wiring          builds the parts once per execution environment; the only reader of os.environ
 creation        creating a key: the rules and the order of things (creation_store: its SQL)
 alteration      changing a key, resetting its spend (alteration_store: its SQL)
@@ -33,6 +35,7 @@ litellm         the LiteLLM client; the only module that imports httpx
 derivation      deriving a key's secret with KMS
 report_archive  keeping reports in S3
 database        one connection per environment; reopens a stale one
+database_login  logging in there: a password, or a token signed by the function's role
 secret_values   reading Secrets Manager
 queries         what the query strings of lists have in common: numbers, ids, moments, cursors
 decoding        turns untrusted JSON into models and reports every violation at once

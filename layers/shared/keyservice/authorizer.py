@@ -6,7 +6,7 @@ Payload format 2.0 with simple responses, as HTTP APIs ask for them.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from keyservice import telemetry
+from keyservice import snapshot, telemetry
 from keyservice.errors import Unauthorized
 from keyservice.litemaas_tokens import TokenRefused
 from keyservice.models import TokenClaims
@@ -17,6 +17,7 @@ def authorizer(
 ) -> Callable[[Mapping[str, Any], object], dict[str, Any]]:
     """Makes a handler; the claims reach the functions as `requestContext.authorizer.lambda`, all of them as text, as
     those of a JWT authorizer do."""
+    snapshot.register()
 
     def handler(event: Mapping[str, Any], _context: object) -> dict[str, Any]:
         try:

@@ -10,6 +10,7 @@ from psycopg import errors as pg
 from psycopg.abc import PQGen
 from psycopg.rows import DictRow, dict_row
 
+from keyservice.database_login import login
 from keyservice.errors import DatabaseUnavailable, OutcomeUnknown
 from keyservice.secret_values import SecretValues
 from keyservice.settings import DatabaseSettings
@@ -52,6 +53,10 @@ class Database:
             return self._attempt(statements)
         except pg.DeadlockDetected as error:
             raise DatabaseUnavailable from error
+
+    def open(self) -> None:
+        """Connects, unless there is a usable connection. Raises DatabaseUnavailable."""
+        self._usable_connection()
 
     def close(self) -> None:
         if self._connection is not None:
@@ -126,13 +131,14 @@ def _open(settings: DatabaseSettings, secret_values: SecretValues) -> _Connectio
 
 
 def connection_parameters(settings: DatabaseSettings, secret_values: SecretValues) -> dict[str, Any]:
-    """libpq's keywords; no `options`, which RDS Proxy refuses: timeouts are set on the role."""
+    """libpq's keywords; no `options`, which RDS Proxy refuses: timeouts are set on the role. Raises SecretUnavailable."""
+    user, password = login(settings, secret_values)
     return {
         "host": settings.host,
         "port": settings.port,
         "dbname": settings.name,
-        "user": secret_values.field(settings.secret_arn, "username").reveal(),
-        "password": secret_values.field(settings.secret_arn, "password").reveal(),
+        "user": user,
+        "password": password.reveal(),
         "sslmode": "verify-full",
         "sslrootcert": settings.ca_bundle or certifi.where(),
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import msgspec
 from msgspec import UNSET, Struct
 
-from keyservice import telemetry, wiring
+from keyservice import snapshot, telemetry, wiring
 from keyservice.callers import caller_from_claims
 from keyservice.decoding import decode_object, invalid
 from keyservice.errors import (
@@ -150,6 +150,8 @@ def endpoint(operation: str) -> Callable[[Callable[[Request], Response]], Callab
     """
 
     def decorate(serve: Callable[[Request], Response]) -> Callable[[Event, LambdaContext], Answer]:
+        snapshot.register()
+
         def handler(event: Event, context: LambdaContext) -> Answer:
             started = time.perf_counter()
             telemetry.begin_request()

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from keyservice import telemetry
+from keyservice import snapshot, telemetry
 from keyservice.endpoint import LambdaContext
 from keyservice.errors import Unavailable, reason
 from keyservice.models import Deadline
@@ -31,6 +31,8 @@ def job[T: msgspec.Struct](
     """Makes a handler; whatever the job raises ends the invocation as failed, so that Lambda's Errors count it."""
 
     def decorate(work: Callable[[Deadline], T]) -> Callable[[object, LambdaContext], Any]:
+        snapshot.register()
+
         def handler(_event: object, context: LambdaContext) -> Any:
             return _carry_out(operation, work, context)
 

@@ -154,6 +154,9 @@ class LiteLLM:
             limits=httpx.Limits(max_connections=connections, keepalive_expiry=_KEEP_ALIVE_SECONDS),
         )
 
+    def close(self) -> None:
+        self._http.close()
+
     def ensure_user(self, user: GatewayUser, *, deadline: Deadline) -> None:
         """Makes the user; 409 means it is there. No email is sent: another user's would be a 409 without a user."""
         body = _without_nulls(

@@ -521,6 +521,22 @@ class FindingSummary(msgspec.Struct, frozen=True, kw_only=True):
     hashes: list[str] = []
 
 
+class Migrated(msgspec.Struct, frozen=True, kw_only=True):
+    """`applied` by this run, `version` the newest now in the database."""
+
+    applied: list[str]
+    version: str
+
+
+class SchemaState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run would meet: `pending` migrations it would apply, the newest `version` in the database, and `problems`, each
+    of them a sentence for whoever deploys."""
+
+    pending: list[str]
+    version: str | None
+    problems: list[str]
+
+
 class ReconcileReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """One run. `findings`: what the pass has seen, before any healing; `healed`: counts by kind; `failed`: heals that
     did not work and will be tried again. `interruption`: why the run ended before its pass did."""

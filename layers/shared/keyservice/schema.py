@@ -9,7 +9,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any, LiteralString, cast
@@ -20,9 +20,12 @@ from psycopg import errors as pg
 from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 
+from keyservice.models import Migrated, SchemaState
+
 # Any number that nobody else locks with; two migrations at once wait for each other here.
 _LOCK = 5_218_736_409_127_743_981
 _POLL_SECONDS = 0.1
+_TABLE = "keyservice_migrations"
 # Whoever asks for a table that a migration waits for waits behind it.
 _LOCK_TIMEOUT_MILLISECONDS = 2000
 _ATTEMPTS = 10
@@ -37,13 +40,6 @@ _COMMENT = re.compile(r"^--.*\n", re.MULTILINE)
 
 class MigrationError(Exception):
     """The schema cannot be brought up to date; the message says why and what to do."""
-
-
-class Migrated(msgspec.Struct, frozen=True, kw_only=True):
-    """`applied` by this run, `version` the newest now in the database."""
-
-    applied: list[str]
-    version: str
 
 
 class _Migration(msgspec.Struct, frozen=True):
@@ -67,13 +63,18 @@ def migrate(connection: psycopg.Connection[Any], *, app_user: str, stack_name: s
     """Brings the schema up to date. All that changes tables is ONE transaction up to the next migration that builds
     indexes: all of it, or nothing and an exception. An index that an earlier run did not finish is built anew.
 
-    Safe to run twice and at once. The connection is in autocommit and direct, not through a proxy (a lock of the session
-    is taken). Raises MigrationError when an applied migration's text has changed, the app role does not exist, a table
-    stays in use, or PostgreSQL refuses a statement; of PostgreSQL's answer it keeps what quotes no row.
+    Changes nothing when the database is newer than these migrations, as in a release that is rolled back: newer schemas
+    serve older code. Safe to run twice and at once. The connection is in autocommit and direct, not through a proxy (a
+    lock of the session is taken). Raises MigrationError when an applied migration's text has changed, the app role does
+    not exist, a table stays in use, or PostgreSQL refuses a statement; of PostgreSQL's answer it keeps what quotes no row.
     """
     try:
         with _alone(connection):
-            _require_role(connection, app_user)
+            recorded = _recorded(connection)
+            if _is_newer(recorded):
+                return Migrated(applied=[], version=max(recorded))
+            if not _has_role(connection, app_user):
+                raise MigrationError(f"{_NO_ROLE} and try again")
             applied = [
                 name
                 for is_concurrent, group in itertools.groupby(_migrations(), key=lambda one: one.is_concurrent)
@@ -82,8 +83,62 @@ def migrate(connection: psycopg.Connection[Any], *, app_user: str, stack_name: s
             _briefly(connection, lambda cursor: _mark_and_grant(cursor, app_user, stack_name, litellm_url))
         return Migrated(applied=applied, version=_migrations()[-1].name)
     except psycopg.Error as error:
-        refused = error.diag.message_primary or type(error).__name__
-        raise MigrationError(f"PostgreSQL refused a migration: {refused} (SQLSTATE {error.sqlstate})") from None
+        raise _refused(error) from None
+
+
+def state(connection: psycopg.Connection[Any], *, app_user: str) -> SchemaState:
+    """What `migrate` would do, without doing it. Raises MigrationError when PostgreSQL does not say."""
+    try:
+        recorded = _recorded(connection)
+        return SchemaState(
+            pending=[] if _is_newer(recorded) else [m.name for m in _migrations() if m.name not in recorded],
+            version=max(recorded, default=None),
+            problems=_problems(connection, recorded, app_user=app_user),
+        )
+    except psycopg.Error as error:
+        raise _refused(error) from None
+
+
+def _refused(error: psycopg.Error) -> MigrationError:
+    if error.sqlstate is None:
+        return MigrationError(
+            f"the connection to PostgreSQL was lost, or the time was over ({type(error).__name__}); run it again: it goes "
+            "on with what is missing"
+        )
+    refused = error.diag.message_primary or type(error).__name__
+    return MigrationError(f"PostgreSQL refused a migration: {refused} (SQLSTATE {error.sqlstate})")
+
+
+def _recorded(connection: psycopg.Connection[Any]) -> dict[str, str]:
+    """The checksum of each migration the database has."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        if not _answer(connection, "/* find_migrations */ SELECT to_regclass(%s) IS NOT NULL AS answer", [_TABLE]):
+            return {}
+        rows = cursor.execute("/* read_migrations */ SELECT name, checksum FROM keyservice_migrations").fetchall()
+    return {row["name"]: row["checksum"] for row in rows}
+
+
+def _is_newer(recorded: Mapping[str, str]) -> bool:
+    return max(recorded, default="") > _migrations()[-1].name
+
+
+def _problems(connection: psycopg.Connection[Any], recorded: Mapping[str, str], *, app_user: str) -> list[str]:
+    if _is_newer(recorded):
+        return []
+    problems = [_changed(m) for m in _migrations() if recorded.get(m.name, m.checksum) != m.checksum]
+    if not _has_role(connection, app_user):
+        problems.append(_NO_ROLE)
+    may_create = "/* may_create */ SELECT has_schema_privilege(current_schema(), %s) AS answer"
+    if not _answer(connection, may_create, ["CREATE"]):
+        problems.append("the login in DatabaseMigratorSecretArn may not make tables; grant it CREATE on the schema")
+    return problems
+
+
+def _changed(migration: _Migration) -> str:
+    return (
+        f"migration {migration.name} was changed after it was applied; "
+        "restore its text and put the change into a new migration"
+    )
 
 
 @contextmanager
@@ -112,7 +167,7 @@ def _apply(connection: psycopg.Connection[Any], migrations: Iterable[_Migration]
                 applied_at timestamptz NOT NULL DEFAULT now()
             )"""
         )
-        missing = _missing(cursor, wanted)
+        missing = _missing(connection, wanted)
         for migration in missing:
             cursor.execute(cast(LiteralString, migration.text))
             _record(cursor, migration)
@@ -125,7 +180,7 @@ def _build(connection: psycopg.Connection[Any], migrations: Iterable[_Migration]
     """The names of those that were missing. Each index is built by itself, and one that is there already stays; what an
     earlier run left unfinished is of no use to anybody, and would be taken for the index."""
     with connection.cursor(row_factory=dict_row) as cursor:
-        missing = _missing(cursor, migrations)
+        missing = _missing(connection, migrations)
         for migration in missing:
             for statement in migration.statements:
                 _drop_unfinished(cursor, statement)
@@ -162,18 +217,14 @@ def _briefly[T](connection: psycopg.Connection[Any], work: Callable[[psycopg.Cur
     )
 
 
-def _missing(cursor: psycopg.Cursor[DictRow], migrations: Iterable[_Migration]) -> list[_Migration]:
-    rows = cursor.execute("/* read_migrations */ SELECT name, checksum FROM keyservice_migrations").fetchall()
-    known = {row["name"]: row["checksum"] for row in rows}
+def _missing(connection: psycopg.Connection[Any], migrations: Iterable[_Migration]) -> list[_Migration]:
+    recorded = _recorded(connection)
     missing: list[_Migration] = []
     for migration in migrations:
-        if migration.name not in known:
+        if migration.name not in recorded:
             missing.append(migration)
-        elif known[migration.name] != migration.checksum:
-            raise MigrationError(
-                f"migration {migration.name} was changed after it was applied; "
-                "restore its text and put the change into a new migration"
-            )
+        elif recorded[migration.name] != migration.checksum:
+            raise MigrationError(_changed(migration))
     return missing
 
 
@@ -207,13 +258,13 @@ def _mark_installation(cursor: psycopg.Cursor[DictRow], *, stack_name: str, lite
     )
 
 
-def _require_role(connection: psycopg.Connection[Any], app_user: str) -> None:
-    if not _answer(
+_NO_ROLE = "the app role (parameter DatabaseAppUser) does not exist in PostgreSQL; create it with LOGIN"
+
+
+def _has_role(connection: psycopg.Connection[Any], app_user: str) -> bool:
+    return _answer(
         connection, "/* find_role */ SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s) AS answer", [app_user]
-    ):
-        raise MigrationError(
-            "the app role (parameter DatabaseAppUser) does not exist in PostgreSQL; create it with LOGIN and try again"
-        )
+    )
 
 
 def _answer(connection: psycopg.Connection[Any], query: LiteralString, parameters: list[Any]) -> bool:

@@ -29,11 +29,14 @@ class ClaimNames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`iam_user`: who logs in with a token signed by the function's role instead of a secret's password."""
+
     host: str
     port: int
     name: str
     secret_arn: str
     ca_bundle: str
+    iam_user: str | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             name=self.text("DATABASE_NAME"),
             secret_arn=self.text("DATABASE_SECRET_ARN"),
             ca_bundle=self.variables.get("DATABASE_CA_BUNDLE", ""),
+            iam_user=self.variables.get("DATABASE_IAM_USER") or None,
         )
 
     @property

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from functools import cache
 
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
@@ -59,11 +60,18 @@ def explain(reason: str) -> None:
     logger.append_keys(reason=reason)
 
 
+@cache
+def _count_start() -> None:
+    """Counts the first request of an execution environment, and no other."""
+    count("ColdStarts")
+
+
 def write_request(*, operation: str, outcome: str, duration_ms: float) -> None:
     """One EMF line: every metric of the request by operation and outcome, and once more over the whole service."""
     metrics.add_dimension(name="operation", value=operation)
     metrics.add_dimension(name="outcome", value=outcome)
     metrics.add_dimensions(service=str(logger.service))
+    _count_start()
     count("Requests")
     milliseconds("Latency", duration_ms)
     if outcome == "error":

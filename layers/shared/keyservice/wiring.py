@@ -4,11 +4,14 @@ Each part is built and imported when it is first asked for: a function pays for 
 """
 
 import os
+from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from keyservice.errors import Unavailable
+from keyservice.models import Deadline
 from keyservice.secret_values import SecretValues
-from keyservice.settings import Settings
+from keyservice.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from keyservice.adoption import Adoption
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from keyservice.operations import Operations
     from keyservice.provenance import Deployment
     from keyservice.reconciliation import Reconciliation
-    from keyservice.schema import Migrated
+    from keyservice.schema import Migrated, SchemaState
     from keyservice.settlement import ExpiryCleanup, Settlement
     from keyservice.spend import SpendSync
     from keyservice.validation import KeyValidation
@@ -276,16 +279,60 @@ def reconciliation() -> "Reconciliation":
     )
 
 
-def migrate_schema() -> "Migrated":
+def migrate_schema(deadline: Deadline) -> "Migrated":
     """A connection of its own each time: migrations run once per deployment, as the role that owns the tables."""
     from keyservice.database import connect
     from keyservice.schema import migrate
 
     with connect(settings().database, secret_values()) as connection:
-        connection.statement_timeout_seconds = None  # an index of a large table may need minutes
+        connection.statement_timeout_seconds = (
+            deadline.remaining_seconds()
+        )  # an index of a large table may need minutes
         return migrate(
             connection,
             app_user=settings().text("DATABASE_APP_USER"),
             stack_name=settings().text("STACK_NAME"),
             litellm_url=settings().text("LITELLM_URL"),
         )
+
+
+def schema_state() -> "SchemaState":
+    """What `migrate_schema` would do."""
+    from keyservice import schema
+    from keyservice.database import connect
+
+    with connect(settings().database, secret_values()) as connection:
+        return schema.state(connection, app_user=settings().text("DATABASE_APP_USER"))
+
+
+# A function whose environments start from a snapshot of the first one (Lambda SnapStart).
+
+
+def is_snapshot_taken() -> bool:
+    return os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
+
+
+def prepare_snapshot() -> None:
+    """Imports what this function is going to need, and leaves nothing open and nothing secret behind: a connection would
+    be shared by all environments, and a secret kept for as long as the version lives."""
+    secret_values().import_client()
+    for part in _parts():
+        with suppress(SettingsError):  # a part this function is not configured for
+            part()
+    for part in (database, litellm):
+        if part.cache_info().currsize:
+            part().close()
+    for part in _parts():
+        part.cache_clear()
+
+
+def open_afresh() -> None:
+    """Reads the settings as they are now, and connects; a database that is away is the first request's to report."""
+    for part in _parts():
+        part.cache_clear()
+    with suppress(SettingsError, Unavailable):
+        database().open()
+
+
+def _parts() -> list[Any]:
+    return [part for part in globals().values() if hasattr(part, "cache_clear")]

@@ -58,18 +58,6 @@ def test_is_audited_with_what_was_spent(service: Service, alice: Person, admin: 
     )
 
 
-def test_outlives_a_page_of_spend_that_was_asked_for_before(service: Service, alice: Person, admin: Person):
-    key_id, _ = has_spent(alice, 2.5)
-    admin.reset_spend(key_id)
-    row = service.key_row(key_id)
-    assert row is not None
-
-    assert row["last_sync_at"] is not None
-    assert row["last_sync_at"] >= row["created_at"]
-    shown = service.call("GET", f"/api/v1/api-keys/{key_id}", token=alice.token).json()
-    assert shown["currentSpend"] == 0
-
-
 def test_is_not_for_owners_unless_the_stack_says_so(service: Service, alice: Person, bob: Person):
     key_id, secret = has_spent(alice, 2.5)
 

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from keyservice import alteration_store, settlement_store
+from keyservice import alteration_store, settlement_store, spend_store
 from keyservice.errors import (
     DatabaseUnavailable,
     InvalidRequest,
@@ -16,6 +16,7 @@ from keyservice.errors import (
     OperationPending,
     OperationSuperseded,
 )
+from keyservice.litellm import GatewaySpend
 from keyservice.models import Deadline, DeletedKey, FoundKey, KeyChanges, PendingUpdate, Settled
 from tests.integration.service import DRAIN_SECONDS, LEASE_SECONDS, Service, all_at_once, caller
 
@@ -325,3 +326,19 @@ def test_change_that_is_the_key_as_it_is_writes_nothing(service: Service):
 
     assert service.traces(key_id).operations == [("create", "forward", "done")]
     assert service.gateway_faults.calls == []
+
+
+def test_reset_of_spend_outlives_a_page_of_spend_that_was_asked_for_before(service: Service):
+    key_id = service.create().id
+    spent = [GatewaySpend(token=service.token_hash(key_id), spend=9.0)]
+
+    def spend_after_page_asked_for_at(asked_at: datetime) -> float:
+        spend_store.write_spend(service.database, spent, asked_at=asked_at, next_page=1, ends_round=True)
+        return float(service.value("SELECT current_spend FROM api_keys WHERE id = %s", [key_id]))
+
+    before = service.value("SELECT now()")
+    assert spend_after_page_asked_for_at(before) == 9
+    service.alteration().reset_spend(caller(), str(key_id), deadline=Deadline(20))
+
+    assert spend_after_page_asked_for_at(before) == 0
+    assert spend_after_page_asked_for_at(service.value("SELECT now()")) == 9

@@ -1,4 +1,4 @@
-"""openapi.yaml says what the code does: what it repeats of the code is compared here, the rest by tests/e2e/test_openapi.py."""
+"""openapi.yaml says what the code does: what it repeats of the code is compared here, the rest by tests/description."""
 
 import re
 from pathlib import Path

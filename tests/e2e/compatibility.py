@@ -34,7 +34,7 @@ type Who = Literal[
 type Key = Literal[
     "own", "another's", "missing", "malformed", "NUL", "revoked", "expired", "gone in LiteLLM", "deleted"
 ]
-type Given = Literal["ten keys", "maximums", "maximums and defaults", "one expired key", "two keys, one expired"]
+type Given = Literal["ten keys", "maximums", "maximums and defaults", "two keys, one expired"]
 type Trouble = Literal[
     "LiteLLM unreachable",
     "LiteLLM answers 500",

@@ -1,6 +1,7 @@
 """Every recorded event is taken by its function, under AWS's own runtime client, as it would be by `sam local invoke -e`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ def event(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def administrator(service: Service) -> None:
+def administrator(service: Service) -> Iterator[None]:
+    """Gone again afterwards is what the events set for everybody."""
     caller = service.person(subject=SUBJECT)
     service.rows("UPDATE users SET roles = '{admin}' WHERE id = %(id)s", id=caller.user_id)
+    yield
+    service.rows("DELETE FROM system_settings")
 
 
 @pytest.mark.usefixtures("administrator")

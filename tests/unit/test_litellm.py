@@ -565,7 +565,6 @@ class TestUpdate:
             "tpm_limit": None,
             "rpm_limit": 7,
             "max_parallel_requests": None,
-            "team_id": None,
             "permissions": {"allow_embeddings": False},
             "model_rpm_limit": {"gpt-4o": 1},
             "model_tpm_limit": None,

@@ -241,8 +241,9 @@ class LiteLLM:
         """Makes LiteLLM's key, as /key/info told it, what the settings say; what they leave open is cleared. The key as
         LiteLLM has stored it, its soft budget, which is not in the answer, as it was.
 
-        What others keep in its metadata stays: LiteLLM replaces metadata as a whole. A budget's window is only sent when it
-        changes: LiteLLM would begin it anew. Raises GatewayRefused when LiteLLM answered that it will not.
+        What others keep in its metadata stays: LiteLLM replaces metadata as a whole. A budget's window and a team are only
+        sent when they change: LiteLLM would begin the one anew and ask for membership in the other. Raises GatewayRefused
+        when LiteLLM answered that it will not.
         """
         others = {name: value for name, value in found.metadata.items() if name not in _SET_IN_METADATA}
         body = {
@@ -254,7 +255,9 @@ class LiteLLM:
             "duration": "-1" if remaining_seconds is None else f"{remaining_seconds}s",
         }
         unchanged = [
-            name for name in ("budget_duration", "soft_budget") if msgspec.structs.asdict(found)[name] == body[name]
+            name
+            for name in ("budget_duration", "soft_budget", "team_id")
+            if msgspec.structs.asdict(found)[name] == body[name]
         ]
         answer = self._update({name: value for name, value in body.items() if name not in unchanged}, deadline=deadline)
         return _gateway_key({**answer, "soft_budget": found.soft_budget})

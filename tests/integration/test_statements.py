@@ -15,7 +15,8 @@ from psycopg import sql
 import keyservice
 from keyservice import creation_store
 from keyservice.errors import GatewayRefused
-from tests.integration.service import Service
+from keyservice.models import Deadline, NewApiKey
+from tests.integration.service import Service, caller
 from tests.support.fixtures import Database
 
 PACKAGE = Path(keyservice.__path__[0])
@@ -225,6 +226,19 @@ class TestPlans:
         crowded.delete(key_id)
 
         for step in ("lock_own_key", "begin_delete", "release", "lock_key", "finish_delete"):
+            assert sequential_scans(crowded, step) == []
+
+    def test_what_administrators_change_is_done_by_index(self, crowded: Service):
+        admin = caller("user-7", roles=["admin"])
+        alice = str(crowded.value("SELECT id FROM users WHERE oauth_id = 'alice'"))
+        key_id = str(crowded.value("SELECT id FROM api_keys WHERE user_id = %s LIMIT 1", [alice]))
+        wanted = NewApiKey(model_ids=["gpt-4o"])
+        crowded.creation(max_active_keys=1000).create_for(
+            admin, alice, wanted, idempotency_key=None, deadline=Deadline(20)
+        )
+        crowded.deletion().end_for(admin, alice, key_id, {}, deadline=Deadline(20))
+
+        for step in ("lock_owner", "begin_create", "lock_users_key", "begin_delete", "finish_delete"):
             assert sequential_scans(crowded, step) == []
 
     def test_undo_and_reading_again_are_done_by_index(self, crowded: Service):

@@ -169,11 +169,19 @@ RETURNING a.stage, a.after_id, a.page"""
 )
 
 
+# Made all at once, they are not known to the planner yet.
+_ANALYZE_NOTES = """/* analyze_notes */
+ANALYZE keyservice_adoption_candidates"""
+
+
 def collect(database: Database, position: Position) -> Position:
     """Notes of some rows what their keys may be known by in LiteLLM."""
     parameters = {"after_id": position.after_id, "limit": _ROWS_AT_ONCE}
     [rows] = database.round_trip(Statement(_COLLECT, parameters))
-    return msgspec.convert(rows[0], Position)
+    moved = msgspec.convert(rows[0], Position)
+    if moved.stage != "collect":
+        database.round_trip(Statement(_ANALYZE_NOTES))
+    return moved
 
 
 # A row that LiteMaaS has made since is not in the notes, but has its key's hash.

@@ -168,11 +168,11 @@ class Template:
 
     def resolve_offline(self, **parameters: str) -> Application:
         """Where only the routes and who may call them matter: all that a deployment decides is made up."""
-        arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:any"
+        secret = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:"
         values = {"VpcSubnetIds": "subnet-1", "VpcSecurityGroupIds": "sg-1", "ReleaseSha": "0" * 64}
         urls = {"JwtIssuer": "https://issuer.example.com", "LiteLLMUrl": "https://litellm.example.com"}
         for name in self.required_parameters - values.keys():
-            values[name] = arn if name.endswith("Arn") else urls.get(name, "any")
+            values[name] = f"{secret}{name}" if name.endswith("Arn") else urls.get(name, "any")
         return self.resolve(
             parameters={**values, **parameters},
             references={"AWS::StackName": "any", "MacKey": "any"},

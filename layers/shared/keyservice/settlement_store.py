@@ -62,7 +62,7 @@ WITH due AS (
     FROM api_key_operations
     WHERE state = 'pending' AND next_attempt_at <= now() AND lease_until <= now()
     -- A kind that only a later release knows is left to its settler: both run on one journal while a release goes out.
-    AND kind IN ('create', 'delete')
+    AND kind IN ('create', 'update', 'delete')
     AND (kind = 'delete' OR NOT %(only_deletes)s)
     ORDER BY next_attempt_at
     FOR UPDATE SKIP LOCKED

@@ -9,6 +9,7 @@ from tests.architecture.translation import DEPLOYMENT, ROOT, read_template, tran
 
 HTTP_FUNCTIONS = [
     "CheckHealth",
+    "CompleteRotation",
     "CreateApiKey",
     "DeleteApiKey",
     "GetApiKey",
@@ -21,6 +22,8 @@ HTTP_FUNCTIONS = [
     "ListOperations",
     "ListUserApiKeys",
     "RetryOperation",
+    "RevealApiKey",
+    "RotateApiKey",
     "SetKeyDefaults",
     "ValidateApiKey",
 ]
@@ -69,6 +72,17 @@ OWN_VARIABLES = {
         "STACK_NAME",
     },
     "DeleteApiKey": CALLER | {"GATEWAY_CACHE_SECONDS", "GATEWAY_DRAIN_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"},
+    "RotateApiKey": CALLER
+    | {
+        "GATEWAY_CACHE_SECONDS",
+        "GATEWAY_DRAIN_SECONDS",
+        "LITELLM_SECRET_ARN",
+        "LITELLM_URL",
+        "MAC_KEY_ARN",
+        "RESUME_SECONDS",
+    },
+    "CompleteRotation": CALLER | {"GATEWAY_CACHE_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"},
+    "RevealApiKey": CALLER | {"MAC_KEY_ARN", "REVEAL_POLICY"},
     "ListApiKeys": CALLER,
     "GetApiKey": CALLER,
     "GetApiKeyStats": CALLER,
@@ -173,6 +187,9 @@ def test_every_route_but_health_asks_for_a_token(resources: dict[str, Any]) -> N
         "GET /health": ["NONE"],
         "POST /api/v1/admin/operations/{id}/retry": ["Jwt"],
         "POST /api/v1/api-keys": ["Jwt"],
+        "POST /api/v1/api-keys/{id}/reveal": ["Jwt"],
+        "POST /api/v1/api-keys/{id}/rotate": ["Jwt"],
+        "POST /api/v1/api-keys/{id}/rotate/complete": ["Jwt"],
     }
 
 
@@ -205,6 +222,9 @@ def test_each_route_calls_the_live_version_of_its_function_with_payload_2_0(reso
         "GET /health": (["CheckHealthAliaslive"], "2.0"),
         "POST /api/v1/admin/operations/{id}/retry": (["RetryOperationAliaslive"], "2.0"),
         "POST /api/v1/api-keys": (["CreateApiKeyAliaslive"], "2.0"),
+        "POST /api/v1/api-keys/{id}/reveal": (["RevealApiKeyAliaslive"], "2.0"),
+        "POST /api/v1/api-keys/{id}/rotate": (["RotateApiKeyAliaslive"], "2.0"),
+        "POST /api/v1/api-keys/{id}/rotate/complete": (["CompleteRotationAliaslive"], "2.0"),
     }
 
 
@@ -230,6 +250,9 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
         ("CheckHealth", ["DatabaseSecretArn"]),
         ("CreateApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("DeleteApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("RotateApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("CompleteRotation", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("RevealApiKey", ["DatabaseSecretArn"]),
         ("ListApiKeys", ["DatabaseSecretArn"]),
         ("SyncSpend", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("GetApiKey", ["DatabaseSecretArn"]),
@@ -333,7 +356,9 @@ def test_a_run_that_brings_spend_has_let_go_before_the_next_one_comes(resources:
     assert lease_seconds < 5 * 60
 
 
-def test_only_create_may_derive_secrets(resources: dict[str, Any]) -> None:
+def test_only_create_and_rotate_and_where_it_is_allowed_reveal_derive_secrets(
+    template: dict[str, Any], resources: dict[str, Any]
+) -> None:
     statements = resources["MacKey"]["Properties"]["KeyPolicy"]["Statement"]
     deriving = [
         s
@@ -341,7 +366,23 @@ def test_only_create_may_derive_secrets(resources: dict[str, Any]) -> None:
         if any(action in ("kms:*", "*", "kms:Generate*", "kms:GenerateMac") for action in as_list(s["Action"]))
     ]
 
-    assert [s["Principal"] for s in deriving] == [{"AWS": {"Fn::GetAtt": ["CreateApiKeyRole", "Arn"]}}]
+    assert [s["Principal"] for s in deriving] == [
+        {
+            "AWS": [
+                {"Fn::GetAtt": ["CreateApiKeyRole", "Arn"]},
+                {"Fn::GetAtt": ["RotateApiKeyRole", "Arn"]},
+                {
+                    "Fn::If": [
+                        "RevealsSecrets",
+                        {"Fn::GetAtt": ["RevealApiKeyRole", "Arn"]},
+                        {"Ref": "AWS::NoValue"},
+                    ]
+                },
+            ]
+        }
+    ]
+    assert template["Conditions"]["RevealsSecrets"] == {"Fn::Equals": [{"Ref": "RevealPolicy"}, "recent-login"]}
+    assert template["Parameters"]["RevealPolicy"]["Default"] == "never"
     assert as_list(deriving[0]["Action"]) == ["kms:GenerateMac"]
 
 

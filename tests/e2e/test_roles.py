@@ -21,6 +21,10 @@ ALLOWED = {
     "get": (200, 200, 200, 200, 200),
     "stats": (200, 200, 200, 200, 200),
     "delete": (200, 200, 403, 403, 200),
+    "rotate": (200, 200, 403, 403, 200),
+    # There is nothing to complete, and the policy shows nobody a secret: but these may ask.
+    "complete": (409, 409, 403, 403, 409),
+    "reveal": (410, 410, 403, 403, 410),
     "list all": (403, 403, 403, 200, 200),
     "list of a user": (403, 403, 403, 200, 200),
     "validate": (403, 403, 403, 200, 200),
@@ -62,7 +66,7 @@ def set_roles(person: Person, roles: list[str] | None) -> None:
 
 
 def own_key(person: Person, route: str) -> str:
-    return person.has_key()["id"] if route in ("get", "delete") else NOWHERE
+    return person.has_key()["id"] if route in ("get", "delete", "rotate", "complete", "reveal") else NOWHERE
 
 
 def test_every_route_that_asks_for_a_token_is_in_the_table():

@@ -159,6 +159,7 @@ def test_a_settled_delete_is_two_round_trips_and_one_call(counted: Counted, sett
         ("read_installation",),
         ("read_tokens",),
         ("begin_expiry",),
+        ("begin_retirements",),
         ("claim_due",),
         ("lock_key", "finish_delete"),
         ("claim_due",),

@@ -65,10 +65,17 @@ def make_due(service: Service) -> None:
 
 def test_nothing_to_do_takes_one_look_at_each(service: Service):
     assert service.settle() == Settled(
-        expired=0, attempted=0, settled=0, pending_creates=0, pending_deletes=0, oldest_pending_seconds=0.0
+        expired=0,
+        attempted=0,
+        settled=0,
+        pending_creates=0,
+        pending_deletes=0,
+        pending_rotates=0,
+        pending_retires=0,
+        oldest_pending_seconds=0.0,
     )
     assert service.database_faults.steps == [
-        *("read_installation", "read_tokens", "begin_expiry", "claim_due", "read_journal_state")
+        *("read_installation", "read_tokens", "begin_expiry", "begin_retirements", "claim_due", "read_journal_state")
     ]
     assert [call.path.partition("?")[0] for call in service.gateway_faults.calls] == ["/key/list"]
 

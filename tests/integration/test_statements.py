@@ -13,8 +13,8 @@ import pytest
 from psycopg import sql
 
 import keyservice
-from keyservice import creation_store
 from keyservice.errors import GatewayRefused
+from keyservice.models import Progress
 from tests.integration.service import Service
 from tests.support.fixtures import Database
 
@@ -84,22 +84,18 @@ def literals(struct: type[msgspec.Struct], field: str) -> set[str]:
 
 
 def test_states_of_an_operation_are_the_same_in_sql_and_python(database: Database):
-    assert checked_values(database, table="api_key_operations", column="state") == literals(
-        creation_store.Created, "state"
-    )
+    assert checked_values(database, table="api_key_operations", column="state") == literals(Progress, "state")
 
 
 def test_phases_of_an_operation_are_the_same_in_sql_and_python(database: Database):
-    assert checked_values(database, table="api_key_operations", column="phase") == literals(
-        creation_store.Created, "phase"
-    )
+    assert checked_values(database, table="api_key_operations", column="phase") == literals(Progress, "phase")
 
 
 @pytest.mark.parametrize(
     ("table", "column", "values"),
     [
         ("api_key_tokens", "state", {"intended", "live", "retiring", "condemned", "dead"}),
-        ("api_key_operations", "kind", {"create", "update", "rotate", "delete"}),
+        ("api_key_operations", "kind", {"create", "update", "rotate", "retire", "delete"}),
         ("api_keys", "sync_status", {"synced", "pending", "error"}),
         ("users", "sync_status", {"synced", "pending", "error"}),
     ],

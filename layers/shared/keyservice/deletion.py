@@ -8,7 +8,7 @@ import msgspec
 from keyservice import deletion_store as store
 from keyservice import journal, telemetry
 from keyservice.database import Database
-from keyservice.errors import NotFound, Unavailable, reason
+from keyservice.errors import Unavailable, key_not_found, reason
 from keyservice.litellm import LiteLLM
 from keyservice.models import Caller, Deadline, DeletedKey, PendingDelete, PendingDeletion, parse_uuid, timestamp
 
@@ -34,7 +34,7 @@ class KeyDeletion:
         """
         key_id = parse_uuid(api_key_id)
         if key_id is None:
-            raise _not_found(None)
+            raise key_not_found(None)
         begun = store.begin_delete(
             self._database,
             caller,
@@ -45,7 +45,7 @@ class KeyDeletion:
         telemetry.identify(key_id=key_id)
         match begun:
             case "not found":
-                raise _not_found(key_id)
+                raise key_not_found(key_id)
             case "running":
                 return _pending()
             case PendingDelete():
@@ -88,16 +88,4 @@ class KeyDeletion:
 def _pending() -> PendingDeletion:
     return PendingDeletion(
         message="API key deletion accepted. The key is off in this service; LiteLLM has not confirmed yet."
-    )
-
-
-def _not_found(key_id: uuid.UUID | None) -> NotFound:
-    named = "" if key_id is None else f" with ID '{key_id}'"
-    return NotFound(
-        f"API key{named} not found",
-        details={
-            "resource": "API key",
-            **({} if key_id is None else {"id": str(key_id)}),
-            "suggestion": "API key not found or you do not have permission to access it",
-        },
     )

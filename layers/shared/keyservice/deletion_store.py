@@ -9,17 +9,9 @@ import msgspec
 
 from keyservice.audit import record_of
 from keyservice.database import Database, Statement
-from keyservice.journal import LOCK_KEY, audited, identity, repeated_once, require_known
+from keyservice.journal import LOCK_KEY, LOCK_OWN_KEY, audited, identity, repeated_once, require_known
 from keyservice.models import Caller, PendingDelete
 from keyservice.standing import STANDING, Standing, require_may_change_own
-
-# Locks the key before the next statement takes its snapshot, and only for its owner.
-_LOCK_OWN_KEY = """/* lock_own_key */
-SELECT k.id
-FROM api_keys AS k
-JOIN users AS u ON u.id = k.user_id
-WHERE k.id = %(api_key_id)s AND (u.id = %(caller_id)s OR (u.oauth_provider = %(provider)s AND u.oauth_id = %(subject)s))
-FOR UPDATE OF k"""
 
 _BEGIN_DELETE: LiteralString = (
     """/* begin_delete */
@@ -141,7 +133,7 @@ def begin_delete(
         "api_key_id": api_key_id,
         "lease_seconds": lease_seconds,
     }
-    _, rows = repeated_once(database, Statement(_LOCK_OWN_KEY, parameters), Statement(_BEGIN_DELETE, parameters))
+    _, rows = repeated_once(database, Statement(LOCK_OWN_KEY, parameters), Statement(_BEGIN_DELETE, parameters))
     require_known(caller, rows)
     if not rows:
         return "not found"

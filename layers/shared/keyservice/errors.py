@@ -15,6 +15,7 @@ ServiceError
 ├── UnsupportedMediaType    415 UNSUPPORTED_MEDIA_TYPE
 ├── IdempotencyKeyReused    422 IDEMPOTENCY_KEY_REUSED   another body came with this Idempotency-Key
 ├── UnsupportedSetting      422 UNSUPPORTED_SETTING      known, but this stack cannot enforce it
+├── TooManyRequests         429 RATE_LIMITED             more of these than a user may ask for; `retry_after_seconds`
 └── Unavailable             503 SERVICE_UNAVAILABLE      a dependency is down, slow or unclear; retry
     ├── DatabaseUnavailable
     │   └── OutcomeUnknown                               the connection broke: the statement may have committed
@@ -28,6 +29,7 @@ Anything else that escapes is our own mistake and becomes 500 INTERNAL_ERROR in 
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
+from uuid import UUID
 
 import msgspec
 
@@ -146,6 +148,15 @@ class UnsupportedSetting(ServiceError):
     code = "UNSUPPORTED_SETTING"
 
 
+class TooManyRequests(ServiceError):
+    status = 429
+    code = "RATE_LIMITED"
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class Unavailable(ServiceError):
     status = 503
     code = "SERVICE_UNAVAILABLE"
@@ -184,11 +195,12 @@ class GatewayUnavailable(Unavailable):
 class OperationPending(Unavailable):
     """LiteLLM has not confirmed the change; the operation stays in the journal until it is settled."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "LiteLLM has not confirmed the change, so no key was issued. What may have been made is cleared up by the "
-            "service itself; try again shortly."
-        )
+    def __init__(
+        self,
+        message: str = "LiteLLM has not confirmed the change, so no key was issued. What may have been made is cleared up "
+        "by the service itself; try again shortly.",
+    ) -> None:
+        super().__init__(message)
 
 
 class DerivationUnavailable(Unavailable):
@@ -199,6 +211,37 @@ class DerivationUnavailable(Unavailable):
 class SecretUnavailable(Unavailable):
     def __init__(self) -> None:
         super().__init__("A secret this service needs is not available. Nothing was changed; try again shortly.")
+
+
+def key_not_found(key_id: UUID | None) -> NotFound:
+    """Not there, or somebody else's: nobody is told which. None for an id that cannot be one."""
+    named = "" if key_id is None else f" with ID '{key_id}'"
+    return NotFound(
+        f"API key{named} not found",
+        details={
+            "resource": "API key",
+            **({} if key_id is None else {"id": str(key_id)}),
+            "suggestion": "API key not found or you do not have permission to access it",
+        },
+    )
+
+
+def key_inactive() -> InvalidRequest:
+    return InvalidRequest(
+        "API key is inactive",
+        details={
+            "field": "isActive",
+            "value": False,
+            "suggestion": "This API key has been deactivated and cannot be used",
+        },
+    )
+
+
+def key_expired() -> InvalidRequest:
+    return InvalidRequest(
+        "API key has expired",
+        details={"field": "expiresAt", "suggestion": "Please create a new API key to continue using the service"},
+    )
 
 
 def reason(trouble: ServiceError) -> str:

@@ -4,16 +4,18 @@ import msgspec
 
 from keyservice import journal, telemetry
 from keyservice import settlement_store as store
-from keyservice.creation_store import finish_undo
 from keyservice.database import Database
 from keyservice.deletion_store import finish_delete
 from keyservice.errors import GatewayUnavailable, Unavailable, reason
+from keyservice.issuing_store import finish_undo
 from keyservice.litellm import LiteLLM
 from keyservice.models import Deadline, SettleBrake, Settled, or_unset
 from keyservice.provenance import Deployment, find_brake
 from keyservice.reconciliation_store import read_installation
+from keyservice.retirement_store import begin_retirements, finish_retirement
 
 _EXPIRED_AT_ONCE = 100
+_RETIRED_AT_ONCE = 100
 
 
 class SettleRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +32,7 @@ class SettleRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settlement:
-    """Needs no KMS: it finishes deletes and undoes creates, and neither takes a secret."""
+    """Needs no KMS: it finishes deletes and undoes creates and rotations, and none of them takes a secret."""
 
     def __init__(self, *, database: Database, litellm: LiteLLM, rules: SettleRules) -> None:
         self._database = database
@@ -40,12 +42,14 @@ class Settlement:
     def run(self, *, deadline: Deadline) -> Settled:
         """Attempts every operation that is due, each once, until the time left does not suffice for another.
 
-        An accepted delete is final, and always attempted. Creates are undone and keys expired only when this database is
-        known to be the one LiteLLM's keys were made from: in a restored one a create may have come true since.
+        An accepted delete is final, and always attempted; so is the end of a grace. Creates and rotations are undone and
+        keys expired only when this database is known to be the one LiteLLM's keys were made from: in a restored one a
+        create may have come true since.
         Two runs at once share the work: an operation is claimed by one. Raises DatabaseUnavailable.
         """
         brake = self._find_brake()
         expired = self._begin_expiry(deadline=deadline) if brake is None else 0
+        self._begin_retirements(deadline=deadline)
         attempted = settled = 0
         while deadline.remaining_seconds() > self._rules.gateway_seconds + self._rules.reserve_seconds:
             claimed = store.claim_due(
@@ -64,7 +68,12 @@ class Settlement:
             attempted=attempted,
             settled=settled,
             expired=expired,
-            pending={"create": state.pending_creates, "delete": state.pending_deletes},
+            pending={
+                "create": state.pending_creates,
+                "delete": state.pending_deletes,
+                "rotate": state.pending_rotates,
+                "retire": state.pending_retires,
+            },
             oldest_pending_seconds=state.oldest_pending_seconds,
             is_braked=brake not in (None, "gatewayUnavailable"),
         )
@@ -99,6 +108,12 @@ class Settlement:
                 break
         return expired
 
+    def _begin_retirements(self, *, deadline: Deadline) -> None:
+        while deadline.remaining_seconds() > self._rules.reserve_seconds:
+            begun = begin_retirements(self._database, system_user=store.SYSTEM_USER, at_most=_RETIRED_AT_ONCE)
+            if begun < _RETIRED_AT_ONCE:
+                break
+
     def _settle(self, claimed: store.Claimed) -> bool:
         """Whether the operation is over. One that is not stays, with the reason, for its next attempt."""
         deadline = Deadline(self._rules.gateway_seconds)
@@ -118,7 +133,7 @@ class Settlement:
         return False
 
     def _finish(self, claimed: store.Claimed) -> bool:
-        if claimed.kind == "create":
+        if claimed.kind in ("create", "rotate"):
             return finish_undo(
                 self._database,
                 operation_id=claimed.operation_id,
@@ -126,14 +141,15 @@ class Settlement:
                 api_key_id=claimed.api_key_id,
                 reason="undone: LiteLLM did not confirm it and nobody asked for it again",
             )
-        deleted_at = finish_delete(
+        finish = finish_retirement if claimed.kind == "retire" else finish_delete
+        finished_at = finish(
             self._database,
             operation_id=claimed.operation_id,
             epoch=claimed.epoch,
             api_key_id=claimed.api_key_id,
             gone_hashes=[token.hash for token in claimed.tokens],
         )
-        return deleted_at is not None
+        return finished_at is not None
 
     def _release(self, claimed: store.Claimed, error: str, *, waits_for_drain: bool) -> None:
         journal.release(

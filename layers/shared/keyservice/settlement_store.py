@@ -16,7 +16,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 
     operation_id: UUID
     epoch: int
-    kind: Literal["create", "delete"]
+    kind: Literal["create", "rotate", "retire", "delete"]
     api_key_id: UUID
     attempts: int
     tokens: list[Token]
@@ -27,16 +27,19 @@ class JournalState(msgspec.Struct, frozen=True, kw_only=True):
 
     pending_creates: int
     pending_deletes: int
+    pending_rotates: int
+    pending_retires: int
     oldest_pending_seconds: float
 
 
-# A create that nobody came back for is undone, and committed to it from here on. The next attempt is set before this one
-# begins, so that an operation that kills its settler cannot hold up the others.
+# A create or a rotation that nobody came back for is undone, and committed to it from here on: its own token goes. Of a
+# retirement the tokens go whose time is over, of a delete all of them. The next attempt is set before this one begins, so
+# that an operation that kills its settler cannot hold up the others.
 _CLAIM_DUE = """/* claim_due */
 WITH due AS (
     SELECT id FROM api_key_operations
     WHERE state = 'pending' AND next_attempt_at <= now() AND lease_until <= now()
-    AND (kind = 'delete' OR NOT %(only_deletes)s)
+    AND (kind IN ('retire', 'delete') OR NOT %(only_deletes)s)
     ORDER BY next_attempt_at
     FOR UPDATE SKIP LOCKED
     LIMIT 1
@@ -45,7 +48,7 @@ claimed AS (
     UPDATE api_key_operations AS o
     SET epoch = o.epoch + 1, attempts = o.attempts + 1, updated_at = now(),
         lease_until = now() + make_interval(secs => %(lease_seconds)s),
-        phase = CASE WHEN o.kind = 'create' THEN 'undo' ELSE o.phase END,
+        phase = CASE WHEN o.kind IN ('create', 'rotate') THEN 'undo' ELSE o.phase END,
         next_attempt_at = now() + make_interval(
             secs => least(%(longest_wait_seconds)s, %(first_wait_seconds)s * 2 ^ least(o.attempts - 1, 20))
                 * (0.5 + random())
@@ -62,7 +65,11 @@ SELECT
         )
         FROM api_key_tokens AS t
         WHERE t.api_key_id = claimed.api_key_id AND t.state <> 'dead'
-        AND (claimed.kind = 'delete' OR t.hash = claimed.token_hash)
+        AND CASE claimed.kind
+            WHEN 'delete' THEN true
+            WHEN 'retire' THEN t.state = 'retiring' AND t.valid_until <= now()
+            ELSE t.hash = claimed.token_hash
+        END
     ) AS tokens
 FROM claimed"""
 
@@ -146,6 +153,8 @@ _READ_JOURNAL_STATE = """/* read_journal_state */
 SELECT
     count(*) FILTER (WHERE kind = 'create') AS pending_creates,
     count(*) FILTER (WHERE kind = 'delete') AS pending_deletes,
+    count(*) FILTER (WHERE kind = 'rotate') AS pending_rotates,
+    count(*) FILTER (WHERE kind = 'retire') AS pending_retires,
     coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS oldest_pending_seconds
 FROM api_key_operations
 WHERE state = 'pending'"""

@@ -11,8 +11,11 @@ from tests.faults.rig import Rig, is_thorough
 from tests.faults.scenarios import SCENARIOS
 
 SOURCES = Path(keyservice.__file__).parent if keyservice.__file__ else Path()
-# What creating, deleting and settling speak to PostgreSQL with, and LiteLLM.
-STORES = ("creation_store.py", "deletion_store.py", "settlement_store.py", "journal.py")
+# What creating, rotating, deleting and settling speak to PostgreSQL with, and LiteLLM.
+STORES = (
+    *("creation_store.py", "rotation_store.py", "retirement_store.py", "issuing_store.py"),
+    *("deletion_store.py", "settlement_store.py", "journal.py"),
+)
 # What settling reads of reconcile's, before it undoes anything: whether the database is the one the keys were made from.
 PROVENANCE = {"read_installation", "read_tokens"}
 # Reads that decide nothing: which models there are.

@@ -54,6 +54,13 @@ CALLS = {
     "create_api_key": Call(method="POST", path=KEYS, body=NEW_KEY, headers=JSON),
     "list_api_keys": Call(method="GET", path=KEYS),
     "delete_api_key": Call(method="DELETE", path=f"{KEYS}/{KEY_ID}"),
+    "rotate_api_key": Call(
+        method="POST", path=f"{KEYS}/{KEY_ID}/rotate", body=b'{"gracePeriodSeconds": 3600}', headers=JSON
+    ),
+    "complete_rotation": Call(method="POST", path=f"{KEYS}/{KEY_ID}/rotate/complete"),
+    "reveal_api_key": Call(
+        method="POST", path=f"{KEYS}/{KEY_ID}/reveal", claims=FULL_CLAIMS | {"auth_time": 1_800_000_000}
+    ),
     "get_api_key": Call(method="GET", path=f"{KEYS}/{KEY_ID}"),
     "get_api_key_stats": Call(method="GET", path=f"{KEYS}/stats"),
     "validate_api_key": Call(

@@ -214,6 +214,24 @@ class TestPlans:
         for step in ("lock_own_key", "begin_delete", "release", "lock_key", "finish_delete"):
             assert sequential_scans(crowded, step) == []
 
+    def test_rotation_is_done_by_index(self, crowded: Service):
+        key_id = crowded.create(rules={"max_active_keys": 1000}).id
+        crowded.rotate(key_id, grace_seconds=60, idempotency_key="plan")
+        crowded.reveal(key_id)
+        crowded.complete(key_id)
+
+        for step in ("lock_caller", "begin_rotate", "finish_rotate", "begin_reveal", "begin_completion"):
+            assert sequential_scans(crowded, step) == []
+
+    def test_ends_of_graces_are_found_by_index(self, crowded: Service):
+        key_id = crowded.create(rules={"max_active_keys": 1000}).id
+        crowded.rotate(key_id, grace_seconds=60)
+        crowded.rows("UPDATE api_key_tokens SET valid_until = now() WHERE state = 'retiring'")
+        crowded.settle()
+
+        for step in ("begin_retirements", "claim_due", "finish_retirement"):
+            assert sequential_scans(crowded, step) == []
+
     def test_undo_and_reading_again_are_done_by_index(self, crowded: Service):
         crowded.database_faults.cut_after("begin_create")
         crowded.gateway_faults.inject("/key/generate", "status", status=403)

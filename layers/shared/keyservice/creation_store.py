@@ -425,7 +425,9 @@ activated AS (
     SET is_active = true, sync_status = 'synced', sync_error = NULL, last_sync_at = now(), updated_at = now()
     FROM passed
     WHERE k.id = passed.api_key_id
-)"""
+)
+SELECT
+    """
     + PROGRESS
 )
 

@@ -124,9 +124,8 @@ audited AS (
 )"""
 )
 
-PROGRESS: LiteralString = """
-SELECT
-    coalesce(gate.state, o.state) AS state,
+# What is selected last, and from what: what became of the operation.
+PROGRESS: LiteralString = """coalesce(gate.state, o.state) AS state,
     coalesce(gate.phase, o.phase) AS phase,
     coalesce(gate.reason, o.last_error) AS reason,
     o.earlier_answered AS is_safe

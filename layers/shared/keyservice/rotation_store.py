@@ -333,7 +333,8 @@ retirement AS (
     + retirement_of("to_retire")
     + """
 ),
-told AS ("""
+told AS (
+    SELECT """
     + PROGRESS
     + """
 )

@@ -111,10 +111,10 @@ def call(handler: Callable[[Any, Any], Any], asked: dict[str, Any]) -> tuple[int
 class TestKeysLife:
     def test_goes_on_with_another_secret(self):
         _, created, _ = call(create_api_key.handler, event("create_api_key"))
-        named = {"pathParameters": {"id": created["id"]}}
-        status, rotated, headers = call(rotate_api_key.handler, event("rotate_api_key", **named))
-        completed = call(complete_rotation.handler, event("complete_rotation", **named))
-        revealing = event("reveal_api_key", **named)
+        named = {"id": created["id"]}
+        status, rotated, headers = call(rotate_api_key.handler, event("rotate_api_key", pathParameters=named))
+        completed = call(complete_rotation.handler, event("complete_rotation", pathParameters=named))
+        revealing = event("reveal_api_key", pathParameters=named)
         revealing["requestContext"]["authorizer"]["jwt"]["claims"]["auth_time"] = str(time.time())
         revealed = call(reveal_api_key.handler, revealing)
 

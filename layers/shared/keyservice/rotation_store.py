@@ -198,7 +198,8 @@ LEFT JOIN hindered ON true
 LEFT JOIN earlier ON true
 LEFT JOIN resumed ON true
 LEFT JOIN begun ON true
-LEFT JOIN users AS u ON u.id = begun.user_id"""
+-- One row by its id, however many the planner takes `begun` for.
+LEFT JOIN LATERAL (SELECT * FROM users WHERE users.id = begun.user_id LIMIT 1) AS u ON true"""
 )
 
 

@@ -36,7 +36,7 @@ ifneq ($(TESTS),)
 	@$(ON_STAND_IN) $(PYTHON) -m pytest $(TESTS)
 else
 	@$(PYTHON) -m coverage erase
-	@$(ON_STAND_IN) $(PYTHON) -m coverage run -m pytest
+	@$(ON_STAND_IN) $(PYTHON) -m coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 	@$(PYTHON) -m coverage combine --quiet
 	@$(PYTHON) -m coverage report
 endif

@@ -129,7 +129,7 @@ BIG_TABLES = {
 
 @pytest.fixture
 def crowded(service: Service) -> Service:
-    """2,000 users with keys, operations and tokens; one of them is Alice, with 200 keys."""
+    """2,000 users with keys, operations, tokens and audit records; one of them is Alice, with 200 keys."""
     service.rows(
         """
         INSERT INTO users (username, email, oauth_provider, oauth_id)
@@ -158,6 +158,12 @@ def crowded(service: Service) -> Service:
         INSERT INTO api_key_operations (id, api_key_id, user_id, actor, kind, state, finished_at, lease_until,
             next_attempt_at, key_prefix, models)
         SELECT gen_random_uuid(), id, user_id, '{}', 'create', 'done', now(), now(), now(), 'sk-abcd', '{}' FROM api_keys
+        """
+    )
+    service.rows(
+        """
+        INSERT INTO audit_logs (user_id, action, resource_type, resource_id, success)
+        SELECT user_id, 'API_KEY_REVEAL', 'API_KEY', id, true FROM api_keys
         """
     )
     for table in BIG_TABLES:
@@ -216,6 +222,8 @@ class TestPlans:
 
     def test_rotation_is_done_by_index(self, crowded: Service):
         key_id = crowded.create(rules={"max_active_keys": 1000}).id
+        # At this very moment Alice has seen more than she may.
+        crowded.rows("UPDATE audit_logs SET created_at = created_at - interval '1 hour'")
         crowded.rotate(key_id, grace_seconds=60, idempotency_key="plan")
         crowded.reveal(key_id)
         crowded.complete(key_id)

@@ -77,7 +77,7 @@ WITH caller AS (
     + """,
 asked AS (
     SELECT
-        %(operation_id)s AS operation_id, k.id AS api_key_id, k.user_id,
+        %(operation_id)s::uuid AS operation_id, k.id AS api_key_id, k.user_id,
         %(actor)s::jsonb || jsonb_build_object('user_id', standing.user_id) AS actor,
         %(lease_seconds)s::float8 AS lease_seconds, k.name AS key_name, k.key_prefix,
         ARRAY(SELECT m.model_id::text FROM api_key_models AS m WHERE m.api_key_id = k.id ORDER BY m.model_id) AS models

@@ -324,7 +324,7 @@ old AS (
 ),
 to_retire AS (
     SELECT
-        %(retirement_id)s AS operation_id, api_key_id, user_id, actor, %(lease_seconds)s::float8 AS lease_seconds, key_name,
+        %(retirement_id)s::uuid AS operation_id, api_key_id, user_id, actor, %(lease_seconds)s::float8 AS lease_seconds, key_name,
         key_prefix, models
     FROM ending
     WHERE EXISTS (SELECT FROM old)

@@ -16,6 +16,7 @@ from keyservice.models import (
     PendingRotation,
     RotationRequest,
 )
+from keyservice.provenance import Deployment
 from tests.integration.service import (
     DRAIN_SECONDS,
     LEASE_SECONDS,
@@ -258,3 +259,21 @@ def test_a_change_that_is_pending_is_left_to_end(service: Service):
         service.rotate(key.id)
     with pytest.raises(OperationInProgress):
         service.complete(key.id)
+
+
+def test_in_another_stacks_database_a_grace_ends_and_a_rotation_is_not_undone(service: Service):
+    """As after a restore: what a rotation has made may be in use; a secret past its grace was always to end."""
+    key, other = service.create(), service.create()
+    service.rotate(key.id, grace_seconds=3600)
+    service.gateway_faults.inject("/key/generate", "reset_before")
+    with pytest.raises(OperationPending):
+        service.rotate(other.id)
+    service.gateway_faults.clear()
+    service.rows("UPDATE api_key_tokens SET valid_until = now() WHERE state = 'retiring'")
+    service.let_time_pass()
+
+    settled = service.settle(deployment=Deployment(stack_name="a clone", litellm_url=service.deployment.litellm_url))
+
+    assert settled.brake == "otherStack"
+    assert service.traces(key.id).tokens == [("dead", False), ("live", False)]
+    assert service.traces(other.id).operations[1:] == [("rotate", "forward", "pending")]

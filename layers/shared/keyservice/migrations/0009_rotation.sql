@@ -9,8 +9,8 @@ COMMENT ON COLUMN api_key_operations.kind IS 'retire: LiteLLM is to forget the s
 -- What settle_operations looks for every minute.
 CREATE INDEX api_key_tokens_to_retire ON api_key_tokens (valid_until) WHERE state = 'retiring';
 
--- As before, and: a change of the key that is pending when its row vanishes ends as superseded, so that the delete of all
--- its tokens can take its place. A create is left to be undone, which deletes the one token it has.
+-- As before, and: a rotation or a retirement that is pending when the row vanishes ends as superseded, so that the delete of
+-- all tokens can take its place. A create is left to be undone, which deletes the one token it has.
 CREATE OR REPLACE FUNCTION keyservice_condemn_tokens() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
 AS $$
@@ -19,7 +19,7 @@ BEGIN
         UPDATE api_key_operations
         SET state = 'superseded', finished_at = now(), last_error = 'superseded: the key''s row was removed',
             updated_at = now()
-        WHERE api_key_id = OLD.id AND state = 'pending' AND kind IN ('update', 'rotate', 'retire')
+        WHERE api_key_id = OLD.id AND state = 'pending' AND kind IN ('rotate', 'retire')
         RETURNING *
     )
     INSERT INTO audit_logs (
@@ -27,7 +27,7 @@ BEGIN
     )
     SELECT
         (SELECT u.id FROM users AS u WHERE u.id = (o.actor ->> 'user_id')::uuid),
-        CASE o.kind WHEN 'retire' THEN 'API_KEY_ROTATE_COMPLETE' ELSE 'API_KEY_' || upper(o.kind) END,
+        CASE o.kind WHEN 'retire' THEN 'API_KEY_ROTATE_COMPLETE' ELSE 'API_KEY_ROTATE' END,
         'API_KEY', o.api_key_id, (o.actor ->> 'ip_address')::inet, o.actor ->> 'user_agent', false, o.last_error,
         jsonb_build_object(
             'requestId', o.actor ->> 'request_id', 'operationId', o.id, 'userId', o.user_id, 'name', o.key_name,

@@ -21,6 +21,7 @@ ALL = [
     "0005_findings",
     "0006_overseeing",
     "0007_spend",
+    "0009_rotation",
 ]
 TABLES = [
     "api_key_models",

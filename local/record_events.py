@@ -80,6 +80,13 @@ CALLS = {
     ),
     "reset_spend": Call(method="POST", path=f"{KEYS}/{KEY_ID}/reset-spend", status=404),
     "get_api_key": Call(method="GET", path=f"{KEYS}/{KEY_ID}", status=404),
+    "rotate_api_key": Call(
+        method="POST", path=f"{KEYS}/{KEY_ID}/rotate", body=b'{"gracePeriodSeconds": 3600}', headers=JSON, status=404
+    ),
+    "complete_rotation": Call(method="POST", path=f"{KEYS}/{KEY_ID}/rotate/complete", status=404),
+    "reveal_api_key": Call(
+        method="POST", path=f"{KEYS}/{KEY_ID}/reveal", claims=FULL_CLAIMS | {"auth_time": 1_800_000_000}, status=410
+    ),
     "get_api_key_stats": Call(method="GET", path=f"{KEYS}/stats"),
     "validate_api_key": Call(
         method="POST", path=f"{KEYS}/validate", body=b'{"key": "sk-not-the-secret-of-any-key"}', headers=JSON

@@ -37,7 +37,7 @@ def refused_as_invalid(kind: str, location: list[str | int], message: str) -> Re
     return refused_with_detail(422, [{"type": kind, "loc": location, "msg": message}])
 
 
-def key_not_found() -> Refused:
+def missing_key() -> Refused:
     return refused(404, "there is no such key", "not_found_error", "key")
 
 

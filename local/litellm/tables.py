@@ -6,7 +6,7 @@ import uuid
 from collections import defaultdict
 
 from local.litellm.durations import now
-from local.litellm.refusals import Row, key_not_found
+from local.litellm.refusals import Row, missing_key
 
 
 class StateFile:
@@ -49,7 +49,7 @@ class Tables:
 
     def live_key(self, token: str) -> Row:
         if token not in self.keys:
-            raise key_not_found()
+            raise missing_key()
         return self.keys[token]
 
     def tokens_with_alias(self, alias: str) -> frozenset[str]:

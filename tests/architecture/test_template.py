@@ -10,6 +10,7 @@ from tests.architecture.translation import DEPLOYMENT, ROOT, read_template, tran
 HTTP_FUNCTIONS = [
     "CheckHealth",
     "CleanUpExpired",
+    "CompleteRotation",
     "CreateApiKey",
     "CreateUserApiKey",
     "DeleteApiKey",
@@ -26,6 +27,8 @@ HTTP_FUNCTIONS = [
     "ResetSpend",
     "RetryOperation",
     "ServeOpenapi",
+    "RevealApiKey",
+    "RotateApiKey",
     "SetKeyDefaults",
     "UpdateApiKey",
     "UpdateUserApiKey",
@@ -96,6 +99,17 @@ OWN_VARIABLES = {
     "UpdateApiKey": ALTERING,
     "UpdateUserApiKey": ALTERING,
     "ResetSpend": ALTERING,
+    "RotateApiKey": CALLER
+    | {
+        "GATEWAY_CACHE_SECONDS",
+        "GATEWAY_DRAIN_SECONDS",
+        "LITELLM_SECRET_ARN",
+        "LITELLM_URL",
+        "MAC_KEY_ARN",
+        "RESUME_SECONDS",
+    },
+    "CompleteRotation": CALLER | {"GATEWAY_CACHE_SECONDS", "LITELLM_SECRET_ARN", "LITELLM_URL"},
+    "RevealApiKey": CALLER | {"MAC_KEY_ARN", "REVEAL_POLICY"},
     "ListApiKeys": CALLER,
     "GetApiKey": CALLER,
     "GetApiKeyStats": CALLER,
@@ -215,6 +229,9 @@ def test_every_route_but_health_and_description_asks_for_a_token(resources: dict
         "POST /api/v1/admin/users/{userId}/api-keys": ["Jwt"],
         "DELETE /api/v1/admin/users/{userId}/api-keys/{id}": ["Jwt"],
         "POST /api/v1/api-keys/admin/cleanup-expired": ["Jwt"],
+        "POST /api/v1/api-keys/{id}/reveal": ["Jwt"],
+        "POST /api/v1/api-keys/{id}/rotate": ["Jwt"],
+        "POST /api/v1/api-keys/{id}/rotate/complete": ["Jwt"],
     }
 
 
@@ -254,6 +271,9 @@ def test_each_route_calls_the_live_version_of_its_function_with_payload_2_0(reso
         "POST /api/v1/admin/users/{userId}/api-keys": (["CreateUserApiKeyAliaslive"], "2.0"),
         "DELETE /api/v1/admin/users/{userId}/api-keys/{id}": (["DeleteUserApiKeyAliaslive"], "2.0"),
         "POST /api/v1/api-keys/admin/cleanup-expired": (["CleanUpExpiredAliaslive"], "2.0"),
+        "POST /api/v1/api-keys/{id}/reveal": (["RevealApiKeyAliaslive"], "2.0"),
+        "POST /api/v1/api-keys/{id}/rotate": (["RotateApiKeyAliaslive"], "2.0"),
+        "POST /api/v1/api-keys/{id}/rotate/complete": (["CompleteRotationAliaslive"], "2.0"),
     }
 
 
@@ -286,6 +306,9 @@ def test_the_authorizer_takes_issuer_and_audience_from_the_parameters(resources:
         ("CreateUserApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("DeleteUserApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("CleanUpExpired", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("RotateApiKey", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("CompleteRotation", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
+        ("RevealApiKey", ["DatabaseSecretArn"]),
         ("ListApiKeys", ["DatabaseSecretArn"]),
         ("SyncSpend", ["DatabaseSecretArn", "LiteLLMSecretArn"]),
         ("GetApiKey", ["DatabaseSecretArn"]),
@@ -433,7 +456,9 @@ def test_a_run_that_brings_spend_has_let_go_before_the_next_one_comes(resources:
     assert lease_seconds < 5 * 60
 
 
-def test_only_creates_may_derive_secrets(resources: dict[str, Any]) -> None:
+def test_only_create_and_rotate_and_where_it_is_allowed_reveal_derive_secrets(
+    template: dict[str, Any], resources: dict[str, Any]
+) -> None:
     statements = resources["MacKey"]["Properties"]["KeyPolicy"]["Statement"]
     deriving = [
         s
@@ -441,8 +466,24 @@ def test_only_creates_may_derive_secrets(resources: dict[str, Any]) -> None:
         if any(action in ("kms:*", "*", "kms:Generate*", "kms:GenerateMac") for action in as_list(s["Action"]))
     ]
 
-    roles = [{"Fn::GetAtt": [role, "Arn"]} for role in ("CreateApiKeyRole", "CreateUserApiKeyRole")]
-    assert [s["Principal"] for s in deriving] == [{"AWS": roles}]
+    assert [s["Principal"] for s in deriving] == [
+        {
+            "AWS": [
+                {"Fn::GetAtt": ["CreateApiKeyRole", "Arn"]},
+                {"Fn::GetAtt": ["CreateUserApiKeyRole", "Arn"]},
+                {"Fn::GetAtt": ["RotateApiKeyRole", "Arn"]},
+                {
+                    "Fn::If": [
+                        "RevealsSecrets",
+                        {"Fn::GetAtt": ["RevealApiKeyRole", "Arn"]},
+                        {"Ref": "AWS::NoValue"},
+                    ]
+                },
+            ]
+        }
+    ]
+    assert template["Conditions"]["RevealsSecrets"] == {"Fn::Equals": [{"Ref": "RevealPolicy"}, "recent-login"]}
+    assert template["Parameters"]["RevealPolicy"]["Default"] == "never"
     assert as_list(deriving[0]["Action"]) == ["kms:GenerateMac"]
 
 

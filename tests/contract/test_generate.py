@@ -220,6 +220,27 @@ def test_an_initial_spend_is_honoured(gateway: Gateway):
     assert gateway.info(answer["token"])["spend"] == 3.5
 
 
+def test_an_initial_spend_counts_against_the_budget_at_once(gateway: Gateway):
+    """So a rotation carries it over: who was over budget stays over budget."""
+    over = gateway.generate(key=own_key(), max_budget=5, spend=5.5)
+    within = gateway.generate(key=own_key(), max_budget=5, spend=4.5)
+
+    assert gateway.chat(over["key"]).status_code == 422
+    assert gateway.chat(within["key"]).status_code == 200
+
+
+def test_a_second_key_of_the_same_user_and_settings_leaves_the_first_alone(gateway: Gateway):
+    """What a rotation makes: another alias, the same of all else; both work until the first is deleted."""
+    alias = unique("rotated")
+    settings: dict[str, Any] = {"user_id": gateway.new_user(), "models": ["gpt-4o-mini"], "key_type": "llm_api"}
+    first = gateway.generate(key=own_key(), key_alias=f"{alias}:1", **settings)
+    second = gateway.generate(key=own_key(), key_alias=f"{alias}:2", **settings)
+
+    assert (gateway.chat(first["key"]).status_code, gateway.chat(second["key"]).status_code) == (200, 200)
+    gateway.delete(first["token"])
+    assert (gateway.chat(first["key"]).status_code, gateway.chat(second["key"]).status_code) == (401, 200)
+
+
 def test_values_of_the_wrong_type_are_told_by_field(gateway: Gateway):
     body = {"tpm_limit": "x", "metadata": 3, "max_budget": "lots", "models": "gpt-4o", "rpm_limit": 1.5, "key_alias": 5}
 

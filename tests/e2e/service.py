@@ -59,7 +59,11 @@ class Ledger:
 
     def keep(self, answer: httpx.Response) -> None:
         content = answer.text
-        if answer.status_code == 201:
+        # What a create, a rotation and a reveal answer with, and nothing else.
+        shows_a_secret = answer.status_code == 201 or (
+            answer.status_code == 200 and answer.url.path.endswith(("/rotate", "/reveal"))
+        )
+        if shows_a_secret:
             secret = answer.json()["key"]
             with self._lock:
                 self.secrets[secret] = "an issued key"
@@ -323,6 +327,24 @@ class Person:
 
     def reset_spend(self, key_id: str) -> httpx.Response:
         return self.service.call("POST", f"{KEYS}/{key_id}/reset-spend", token=self.token)
+
+    def rotate(
+        self, key_id: str, *, grace_seconds: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        """Without a body unless a grace is asked for."""
+        body = {} if grace_seconds is None else {"json": {"gracePeriodSeconds": grace_seconds}}
+        return self.service.call("POST", f"{KEYS}/{key_id}/rotate", token=self.token, headers=headers, **body)
+
+    def rotate_once(self, key_id: str, idempotency_key: str, *, grace_seconds: int | None = None) -> httpx.Response:
+        """A rotation that may be repeated."""
+        self.service.ledger.secrets[idempotency_key] = "an Idempotency-Key"
+        return self.rotate(key_id, grace_seconds=grace_seconds, headers={"idempotency-key": idempotency_key})
+
+    def complete(self, key_id: str) -> httpx.Response:
+        return self.service.call("POST", f"{KEYS}/{key_id}/rotate/complete", token=self.token)
+
+    def reveal(self, key_id: str) -> httpx.Response:
+        return self.service.call("POST", f"{KEYS}/{key_id}/reveal", token=self.token)
 
     def create_once(self, idempotency_key: str, **fields: Any) -> httpx.Response:
         """A create that may be repeated."""

@@ -24,6 +24,10 @@ ALLOWED = {
     "update": (200, 200, 403, 403, 200),
     "update of a user": (403, 403, 403, 403, 200),
     "reset spend": (403, 403, 403, 403, 200),
+    "rotate": (200, 200, 403, 403, 200),
+    # There is nothing to complete, and the policy shows nobody a secret: but these may ask.
+    "complete": (409, 409, 403, 403, 409),
+    "reveal": (410, 410, 403, 403, 410),
     "list all": (403, 403, 403, 200, 200),
     "list of a user": (403, 403, 403, 200, 200),
     "create for a user": (403, 403, 403, 403, 201),
@@ -37,7 +41,17 @@ ALLOWED = {
     "operations": (403, 403, 403, 200, 200),
     "retry": (403, 403, 403, 403, 404),
 }
-OF_A_KEY = {"get", "delete", "delete of a user", "update", "update of a user", "reset spend"}
+OF_A_KEY = {
+    "get",
+    "rotate",
+    "complete",
+    "reveal",
+    "delete",
+    "delete of a user",
+    "update",
+    "update of a user",
+    "reset spend",
+}
 CASES = [
     pytest.param(route, role, status, id=f"{route} as {role}")
     for route, statuses in ALLOWED.items()

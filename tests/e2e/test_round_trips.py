@@ -195,6 +195,61 @@ def test_a_resumed_create_is_two_round_trips_and_asks_litellm_before_and_after(
     assert [path.partition("?")[0] for _, path in counted.calls] == ["/key/info", "/key/generate", "/key/info"]
 
 
+ROTATED = [("lock_caller", "lock_own_key", "begin_rotate"), ("lock_user", "lock_key", "finish_rotate")]
+
+
+def test_a_rotation_with_a_grace_is_two_round_trips_and_two_calls(counted: Counted, grace: Person):
+    key = grace.has_key()
+    counted.reset()
+
+    assert grace.rotate(key["id"], grace_seconds=60).status_code == 200
+
+    assert counted.statements == ROTATED
+    assert [path.partition("?")[0] for _, path in counted.calls] == ["/key/info", "/key/generate"]
+
+
+def test_without_a_grace_the_end_of_the_old_secret_is_one_more_of_each(counted: Counted, grace: Person):
+    key = grace.has_key()
+    counted.reset()
+
+    assert grace.rotate(key["id"]).status_code == 200
+
+    assert counted.statements == [*ROTATED, ("lock_key", "finish_retirement")]
+    assert [path.partition("?")[0] for _, path in counted.calls] == ["/key/info", "/key/generate", "/key/delete"]
+
+
+def test_a_repeated_rotation_is_one_round_trip_and_no_call(counted: Counted, grace: Person):
+    key, once = grace.has_key(), f"once-{uuid4()}"
+    grace.rotate_once(key["id"], once)
+    counted.reset()
+
+    assert grace.rotate_once(key["id"], once).status_code == 200
+
+    assert counted.statements == [ROTATED[0]]
+    assert counted.calls == []
+
+
+def test_completing_a_rotation_is_two_round_trips_and_one_call(counted: Counted, grace: Person):
+    key = grace.has_key()
+    grace.rotate(key["id"], grace_seconds=60)
+    counted.reset()
+
+    assert grace.complete(key["id"]).status_code == 200
+
+    assert counted.statements == [("lock_own_key", "begin_completion"), ("lock_key", "finish_retirement")]
+    assert counted.calls == [("POST", "/key/delete")]
+
+
+def test_a_reveal_is_one_round_trip_and_no_call(counted: Counted, grace: Person):
+    key = grace.has_key()
+    counted.reset()
+
+    assert grace.reveal(key["id"]).status_code == 410
+
+    assert counted.statements == [("lock_caller", "begin_reveal")]
+    assert counted.calls == []
+
+
 def test_a_settled_delete_is_two_round_trips_and_one_call(counted: Counted, settling_service: FragileService):
     grace = settling_service.person()
     key = grace.has_key()
@@ -211,6 +266,7 @@ def test_a_settled_delete_is_two_round_trips_and_one_call(counted: Counted, sett
         ("read_tokens",),
         ("begin_expiry",),
         ("begin_correction",),
+        ("begin_retirements",),
         ("claim_due",),
         ("lock_key", "finish_delete"),
         ("claim_due",),

@@ -133,7 +133,10 @@ def _one_audit_record(_rig: Rig, snapshot: Snapshot) -> Iterator[str]:
             yield f"{named} has {len(records[operation_id])} audit records"
             continue
         for record in records[operation_id]:
-            action = ACTIONS.get(operation["request"].get("reason"), f"API_KEY_{operation['kind'].upper()}")
+            named_action = {"retire": "API_KEY_ROTATE_COMPLETE"}.get(
+                operation["kind"], f"API_KEY_{operation['kind'].upper()}"
+            )
+            action = ACTIONS.get(operation["request"].get("reason"), named_action)
             if (record["action"], record["success"]) != (action, operation["state"] == "done"):
                 yield f"{named} is recorded as {record['action']}, success {record['success']}"
             if record["resource_id"] != str(operation["api_key_id"]):
@@ -142,7 +145,7 @@ def _one_audit_record(_rig: Rig, snapshot: Snapshot) -> Iterator[str]:
         # A key whose row was kept may be deleted by its owner later.
         (ACTIONS.get(operation["request"].get("reason"), operation["kind"]), str(operation["api_key_id"]))
         for operation in snapshot.operations.values()
-        if operation["state"] == "done"
+        if operation["state"] == "done" and operation["kind"] in ("create", "delete")
     )
     yield from (
         f"{key_id}: {count} finished operations {kind}"
@@ -155,25 +158,26 @@ def _one_audit_record(_rig: Rig, snapshot: Snapshot) -> Iterator[str]:
 
 
 def _one_key_per_request(rig: Rig, snapshot: Snapshot) -> Iterator[str]:
-    secrets: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-    originals: Counter[tuple[str, str]] = Counter()
+    secrets: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)
     for issued in snapshot.issued:
         if issued.idempotency_key is not None:
-            secrets[issued.subject, issued.idempotency_key].add(issued.secret)
-            originals[issued.subject, issued.idempotency_key] += 1
-    for (subject, idempotency_key), different in secrets.items():
+            secrets[issued.kind, issued.subject, issued.idempotency_key].add(issued.secret)
+    for (kind, subject, idempotency_key), different in secrets.items():
         if len(different) > 1:
-            yield f"{subject}'s {idempotency_key} was answered with {len(different)} secrets"
-    for issued in snapshot.issued:
+            yield f"the {kind} {idempotency_key} of {subject} was answered with {len(different)} secrets"
+    for token_hash, issued in {issued.hash: issued for issued in snapshot.issued}.items():
         row = snapshot.rows.get(issued.key_id)
-        if row is not None and row["is_active"] and rig.is_refused(issued.secret) is not False:
-            yield f"the secret of {issued.key_id}, which is active, does not work"
-    seen: dict[tuple[Any, Any], Any] = {}
+        if row is None or not row["is_active"]:
+            continue
+        is_over = snapshot.tokens.get(token_hash, {}).get("state") == "dead"
+        if rig.is_refused(issued.secret) is not is_over:
+            yield f"a secret of {issued.key_id}, which is active, {'works and is over' if is_over else 'does not work'}"
+    seen: dict[tuple[Any, ...], Any] = {}
     for operation in snapshot.operations.values():
-        if operation["kind"] == "create" and operation["idempotency_hash"] and operation["state"] == "done":
-            name = (operation["user_id"], operation["idempotency_hash"])
+        if operation["idempotency_hash"] and operation["state"] == "done":
+            name = (operation["kind"], operation["user_id"], operation["idempotency_hash"])
             if name in seen:
-                yield f"{operation['api_key_id']} and {seen[name]} were made for one Idempotency-Key"
+                yield f"{operation['api_key_id']} and {seen[name]} were changed for one Idempotency-Key"
             seen[name] = operation["api_key_id"]
 
 
@@ -184,7 +188,12 @@ def _limits_hold(_rig: Rig, snapshot: Snapshot) -> Iterator[str]:
         for row in snapshot.rows.values()
         if row["revoked_at"] is None and (row["expires_at"] is None or row["expires_at"] > now)
     )
-    keys = Counter(str(key["user_id"]) for key in snapshot.gateway_keys.values())
+    # In its grace a key has two secrets.
+    keys = Counter(
+        str(key["user_id"])
+        for token_hash, key in snapshot.gateway_keys.items()
+        if snapshot.tokens.get(token_hash, {}).get("state") != "retiring"
+    )
     for user_id, count in (rows | keys).items():
         if count > MAX_ACTIVE_KEYS:
             yield f"user {user_id} has {count} keys"
@@ -204,6 +213,10 @@ def _agreement(rig: Rig, snapshot: Snapshot) -> Iterator[str]:
     for token in snapshot.tokens.values():
         if token["state"] in ("intended", "condemned"):
             yield f"the token of {token['api_key_id']} is still {token['state']}"
+        if token["state"] == "retiring" and token["valid_until"] <= datetime.now(UTC):
+            yield f"the grace of {token['api_key_id']} is over, its old secret is still retiring"
+        if token["state"] == "retiring" and rig.gateway_key(token["hash"]) is None:
+            yield f"the old secret of {token['api_key_id']} ended before its grace"
     for key_id, row in snapshot.rows.items():
         if not row["is_active"]:
             if any(token["state"] != "dead" for token in snapshot.tokens_of(key_id)):
@@ -211,6 +224,8 @@ def _agreement(rig: Rig, snapshot: Snapshot) -> Iterator[str]:
             continue
         if row["key_hash"] not in live or row["lite_llm_key_id"] != row["key_hash"]:
             yield f"{key_id} is active without a live token"
+        if _latest_secret_of(key_id, snapshot) not in (None, row["key_hash"]):
+            yield f"{key_id} has another secret than its latest create or rotation has made"
         if row["sync_status"] != "synced":
             yield f"{key_id} is active and {row['sync_status']}"
         key = snapshot.gateway_keys.get(row["key_hash"])
@@ -218,7 +233,17 @@ def _agreement(rig: Rig, snapshot: Snapshot) -> Iterator[str]:
             yield f"{key_id} is active, LiteLLM has no such key"
             continue
         yield from _differences(row, key)
-    _ = rig
+
+
+def _latest_secret_of(key_id: str, snapshot: Snapshot) -> str | None:
+    made = [
+        operation
+        for operation in snapshot.operations.values()
+        if str(operation["api_key_id"]) == key_id
+        and operation["kind"] in ("create", "rotate")
+        and operation["state"] == "done"
+    ]
+    return max(made, key=lambda operation: operation["finished_at"])["token_hash"] if made else None
 
 
 def _differences(row: Row, key: Row) -> Iterator[str]:

@@ -205,22 +205,21 @@ def _unkept(
         yield f"repeating never succeeded: {said}"
     rows = rig.keys_of(situation.person)
     keys = situation.person.gateway_keys()
-    if len(rows) > 1 or len(keys) > 1:
+    if len(rows) > 1 or len(keys) not in scenario.secrets_left:
         yield f"{len(rows)} rows and {len(keys)} LiteLLM keys came of one request"
+    is_kept = any(row["is_active"] for row in rows)
+    if min(scenario.secrets_left) > 0 and not is_kept:
+        yield "the key was lost"
+    if max(scenario.secrets_left) == 0 and is_kept:
+        yield "the key was left behind"
     if variant == "repeat" and any(row[name] != value for row in rows for name, value in scenario.row_says.items()):
         yield f"the repeated change is not what the row says: {rows}"
-    if scenario.keeps_key and not (rows and rows[0]["is_active"] and keys):
-        yield "settling ended the key"
-    if scenario.function == "SettleOperations" and not scenario.keeps_key:
-        is_kept = [row for row in rows if row["is_active"]]
-        if is_kept or keys:
-            yield "settling left the key behind"
-    if variant == "repeat" and scenario.is_there_after_repeating is True:
-        if len(keys) != 1:
-            yield "the repeated create left no key"
-        answer = situation.create()
-        if answer.status_code != 201 or answer.json()["id"] != str(rows[0]["id"] if rows else None):
-            yield f"the create repeated once more was answered {answer.status_code}: {answer.text[:200]}"
+    if scenario.repeat is not None and variant == "repeat" and scenario.is_there_after_repeating is True:
+        if len(keys) != max(scenario.secrets_left):
+            yield f"the repeated request left {len(keys)} LiteLLM keys"
+        answer = scenario.repeat(situation)
+        if not _succeeded(scenario, answer) or answer.json()["id"] != str(rows[0]["id"] if rows else None):
+            yield f"the request repeated once more was answered {answer.status_code}: {answer.text[:200]}"
     if variant == "repeat" and scenario.is_there_after_repeating is False and (rows or keys):
         yield f"{len(rows)} rows and {len(keys)} LiteLLM keys are left"
     issued = [one for one in rig.told.issued if one.subject == situation.person.subject]

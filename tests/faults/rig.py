@@ -47,7 +47,7 @@ type Injection = GatewayInjection | DatabaseInjection
 
 @dataclass(frozen=True, kw_only=True)
 class Issued:
-    """A 201: the moment's number among all answers, and what it promised."""
+    """A create's 201 or a rotation's 200: the moment's number among all answers, and what it promised."""
 
     number: int
     subject: str
@@ -56,6 +56,7 @@ class Issued:
     idempotency_key: str | None
     body: Row
     is_replay: bool
+    kind: str = "create"
 
     @property
     def hash(self) -> str:
@@ -151,6 +152,47 @@ class Rig(Service):
         self.told.answers["create", answer.status_code] += 1
         if answer.status_code != 201:
             return answer
+        self._hear_secret("create", person, answer, body, idempotency_key=idempotency_key, is_alone=is_alone)
+        return answer
+
+    def rotate(
+        self,
+        person: Person,
+        key_id: str,
+        *,
+        grace_seconds: int = 0,
+        idempotency_key: str | None = None,
+        is_alone: bool = True,
+    ) -> httpx.Response:
+        """`is_alone`: nobody deletes or rotates the key meanwhile."""
+        headers = {} if idempotency_key is None else {"idempotency-key": idempotency_key}
+        answer = person.rotate(key_id, grace_seconds=grace_seconds, headers=headers)
+        self.told.answers["rotate", answer.status_code] += 1
+        if answer.status_code != 200:
+            return answer
+        body = {"gracePeriodSeconds": grace_seconds}
+        self._hear_secret("rotate", person, answer, body, idempotency_key=idempotency_key, is_alone=is_alone)
+        if answer.json()["oldSecret"]["state"] == "ended":
+            self._hear_end_of_old_secrets(key_id)
+        return answer
+
+    def complete(self, person: Person, key_id: str) -> httpx.Response:
+        answer = person.complete(key_id)
+        self.told.answers["complete", answer.status_code] += 1
+        if answer.status_code == 200:
+            self._hear_end_of_old_secrets(key_id)
+        return answer
+
+    def _hear_secret(
+        self,
+        kind: str,
+        person: Person,
+        answer: httpx.Response,
+        body: Row,
+        *,
+        idempotency_key: str | None,
+        is_alone: bool,
+    ) -> None:
         key = answer.json()
         issued = Issued(
             number=self.told.number(),
@@ -160,13 +202,20 @@ class Rig(Service):
             idempotency_key=idempotency_key,
             body=body,
             is_replay=answer.headers.get("idempotency-replayed") == "true",
+            kind=kind,
         )
         if issued.hash in self.told.dead_hashes:
             self.told.broken_words.append(f"I8: the secret of {issued.key_id} was dead before it was answered")
         self.told.issued.append(issued)
         if is_alone and self.is_refused(issued.secret) is True:
             self.told.broken_words.append(f"I5: the secret answered for {issued.key_id} does not work")
-        return answer
+
+    def _hear_end_of_old_secrets(self, key_id: str) -> None:
+        row = self.key_row(key_id)
+        for issued in [one for one in self.told.issued if one.key_id == key_id]:
+            is_old = row is not None and issued.hash != row["key_hash"]
+            if is_old and self.is_refused(issued.secret) is False:
+                self.told.broken_words.append(f"I2: an old secret of {key_id} works after it was said to have ended")
 
     def delete(self, person: Person, key_id: str) -> httpx.Response:
         answer = person.delete(key_id)

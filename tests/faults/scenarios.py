@@ -10,6 +10,8 @@ import httpx
 from tests.e2e.service import KEYS, Person, Row
 from tests.faults.rig import DRAIN_SECONDS, LEASE_SECONDS, RESUME_SECONDS, Rig
 
+WEEK_SECONDS = 7 * 24 * 3600
+
 GENERATE = "/key/generate"
 DELETE = "/key/delete"
 INFO = "/key/info"
@@ -65,6 +67,8 @@ class Situation:
     )
     idempotency_key: str = field(default_factory=lambda: str(uuid.uuid4()))
     key_id: str = ""
+    grace_seconds: int = 0
+    """Of a rotation."""
 
     def create(self) -> httpx.Response:
         return self.rig.create(self.person, self.body, idempotency_key=self.idempotency_key)
@@ -78,6 +82,14 @@ class Situation:
     def reset_spend(self) -> httpx.Response:
         return self.person.reset_spend(self.key_id)
 
+    def rotate(self) -> httpx.Response:
+        return self.rig.rotate(
+            self.person, self.key_id, grace_seconds=self.grace_seconds, idempotency_key=self.idempotency_key
+        )
+
+    def complete(self) -> httpx.Response:
+        return self.rig.complete(self.person, self.key_id)
+
     def has_key(self) -> "Situation":
         answer = self.create()
         assert answer.status_code == 201, answer.text
@@ -90,6 +102,21 @@ class Situation:
         assert self.create().status_code == 503
         assert broken.hits == 1
         self.key_id = str(self.rig.keys_of(self.person)[0]["id"])
+        self.rig.pass_time(LEASE_SECONDS)
+        return self
+
+    def has_grace(self) -> "Situation":
+        """A key whose old secret goes on working."""
+        self.has_key().grace_seconds = WEEK_SECONDS
+        assert self.rotate().status_code == 200
+        return self
+
+    def has_unfinished_rotation(self, fault: str) -> "Situation":
+        """Its generate met the fault, and so it waits to be resumed or undone."""
+        self.has_key()
+        broken = self.rig.gateway_faults.inject(GENERATE, fault)  # pyright: ignore[reportArgumentType]
+        assert self.rotate().status_code == 503
+        assert broken.hits == 1
         self.rig.pass_time(LEASE_SECONDS)
         return self
 
@@ -147,9 +174,22 @@ class Situation:
         return self
 
     def is_altered_in_gateway(self) -> "Situation":
-        [token_hash] = self.person.gateway_keys()
-        answer = self.rig.gateway("POST", "/key/update", json={"key": token_hash, "tpm_limit": 7})
+        """The key that LiteLLM has made for what is unfinished."""
+        [unfinished] = self.rig.rows(
+            "SELECT token_hash FROM api_key_operations WHERE api_key_id = %(key_id)s AND state = 'pending'",
+            key_id=self.key_id,
+        )
+        answer = self.rig.gateway("POST", "/key/update", json={"key": unfinished["token_hash"], "tpm_limit": 7})
         assert answer.status_code == 200, answer.text
+        return self
+
+    def has_ended_grace(self) -> "Situation":
+        """Only this one: time that passes would end all."""
+        self.has_grace()
+        self.rig.rows(
+            "UPDATE api_key_tokens SET valid_until = now() WHERE api_key_id = %(key_id)s AND state = 'retiring'",
+            key_id=self.key_id,
+        )
         return self
 
     def waits_for(self, seconds: float) -> "Situation":
@@ -174,10 +214,10 @@ class Scenario:
     is_there_after_repeating: bool | None = None
     """Whether the key has to work once the caller has repeated the request until it succeeded."""
     only: frozenset[str] | None = None
-    keeps_key: bool = False
-    """Whether settling leaves the key, which it otherwise ends."""
     row_says: Row = field(default_factory=dict[str, object])
     """What the row holds once the caller has repeated the request until it succeeded."""
+    secrets_left: tuple[int, ...] = (0, 1)
+    """How many keys LiteLLM may have in the end; the most of them once the request was repeated until it succeeded."""
 
 
 def _known(rig: Rig) -> Situation:
@@ -251,6 +291,29 @@ def _update_unconfirmed(situation: Situation) -> httpx.Response:
 def _update_refused(situation: Situation) -> httpx.Response:
     situation.rig.gateway_faults.inject(UPDATE, "status", status=400, body=REFUSAL)
     return situation.update()
+
+
+def _rotate(situation: Situation) -> httpx.Response:
+    return situation.rotate()
+
+
+def _rotate_with_grace(situation: Situation) -> httpx.Response:
+    situation.grace_seconds = WEEK_SECONDS
+    return situation.rotate()
+
+
+def _rotate_unconfirmed(situation: Situation) -> httpx.Response:
+    situation.rig.gateway_faults.inject(GENERATE, "status", status=500)
+    return situation.rotate()
+
+
+def _rotate_refused(situation: Situation) -> httpx.Response:
+    situation.rig.gateway_faults.inject(GENERATE, "status", status=400, body=REFUSAL)
+    return situation.rotate()
+
+
+def _complete(situation: Situation) -> httpx.Response:
+    return situation.complete()
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -380,12 +443,14 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "settling a delete": Scenario(
         function="SettleOperations",
+        secrets_left=(0,),
         begin=lambda rig: _known(rig).has_unfinished_delete(),
         act=_settle,
         answer=None,
     ),
     "undoing a create": Scenario(
         function="SettleOperations",
+        secrets_left=(0,),
         begin=lambda rig: _known(rig).has_unfinished_create("reset_after").waits_for(RESUME_SECONDS + DRAIN_SECONDS),
         act=_settle,
         answer=None,
@@ -393,6 +458,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "undoing a create that may still be made": Scenario(
         function="SettleOperations",
+        secrets_left=(0,),
         begin=lambda rig: _known(rig).has_unfinished_create("reset_before").waits_for(RESUME_SECONDS),
         act=_settle,
         answer=None,
@@ -400,6 +466,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "expiring a key": Scenario(
         function="SettleOperations",
+        secrets_left=(0,),
         begin=lambda rig: _known(rig).has_key().expires(),
         act=_settle,
         answer=None,
@@ -407,6 +474,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "following a row that vanished": Scenario(
         function="SettleOperations",
+        secrets_left=(0,),
         begin=lambda rig: _known(rig).has_key().loses_row(),
         act=_settle,
         answer=None,
@@ -421,6 +489,7 @@ SCENARIOS: dict[str, Scenario] = {
         succeeds=(200,),
         is_there_after_repeating=True,
         row_says={"tpm_limit": 2000, "metadata": {"b": 2}},
+        secrets_left=(1,),
     ),
     "a change without an answer": Scenario(
         function="UpdateApiKey",
@@ -432,6 +501,7 @@ SCENARIOS: dict[str, Scenario] = {
         is_there_after_repeating=True,
         only=frozenset({"release"}),
         row_says={"tpm_limit": 2000},
+        secrets_left=(1,),
     ),
     "a change that LiteLLM refuses": Scenario(
         function="UpdateApiKey",
@@ -443,6 +513,7 @@ SCENARIOS: dict[str, Scenario] = {
         is_there_after_repeating=True,
         only=frozenset({"fail_update"}),
         row_says={"tpm_limit": 2000},
+        secrets_left=(1,),
     ),
     "a change after an unfinished one": Scenario(
         function="UpdateApiKey",
@@ -454,6 +525,7 @@ SCENARIOS: dict[str, Scenario] = {
         is_there_after_repeating=True,
         only=frozenset({"begin_update", UPDATE}),
         row_says={"tpm_limit": 2000, "rpm_limit": None},
+        secrets_left=(1,),
     ),
     "a delete of an unfinished change": Scenario(
         function="DeleteApiKey",
@@ -474,6 +546,7 @@ SCENARIOS: dict[str, Scenario] = {
         succeeds=(200,),
         is_there_after_repeating=True,
         only=frozenset({"begin_reset"}),
+        secrets_left=(1,),
     ),
     "settling a change": Scenario(
         function="SettleOperations",
@@ -481,7 +554,7 @@ SCENARIOS: dict[str, Scenario] = {
         act=_settle,
         answer=None,
         only=frozenset({UPDATE}),
-        keeps_key=True,
+        secrets_left=(1,),
     ),
     "correcting a change that came late": Scenario(
         function="SettleOperations",
@@ -489,7 +562,7 @@ SCENARIOS: dict[str, Scenario] = {
         act=_settle,
         answer=None,
         only=frozenset({"begin_correction"}),
-        keeps_key=True,
+        secrets_left=(1,),
     ),
     "an administrator's create for a team's member": Scenario(
         function="CreateUserApiKey",
@@ -518,5 +591,126 @@ SCENARIOS: dict[str, Scenario] = {
         repeat=_clean_up,
         succeeds=(200, 202),  # 202: what an earlier run began and did not end is settle_operations' to end
         only=frozenset({"begin_cleanup", "read_expired"}),
+    ),
+    "a rotation": Scenario(
+        function="RotateApiKey",
+        begin=lambda rig: _known(rig).has_key(),
+        act=_rotate,
+        answer=200,
+        repeat=_rotate,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        secrets_left=(1,),
+    ),
+    "a rotation with a grace": Scenario(
+        function="RotateApiKey",
+        begin=lambda rig: _known(rig).has_key(),
+        act=_rotate_with_grace,
+        answer=200,
+        repeat=_rotate_with_grace,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        only=frozenset({"finish_rotate"}),
+        secrets_left=(1, 2),
+    ),
+    "a rotation without an answer": Scenario(
+        function="RotateApiKey",
+        begin=lambda rig: _known(rig).has_key(),
+        act=_rotate_unconfirmed,
+        answer=503,
+        repeat=_rotate,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        only=frozenset({"release"}),
+        secrets_left=(1,),
+    ),
+    "a rotation that LiteLLM refuses": Scenario(
+        function="RotateApiKey",
+        begin=lambda rig: _known(rig).has_key(),
+        act=_rotate_refused,
+        answer=400,
+        repeat=_rotate,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        only=frozenset({"finish_undo"}),
+        secrets_left=(1,),
+    ),
+    "a resumed rotation that was made": Scenario(
+        function="RotateApiKey",
+        begin=lambda rig: _known(rig).has_unfinished_rotation("reset_after"),
+        act=_rotate,
+        answer=200,
+        repeat=_rotate,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        only=frozenset({INFO}),
+        secrets_left=(1,),
+    ),
+    "a resumed rotation that was not made": Scenario(
+        function="RotateApiKey",
+        begin=lambda rig: _known(rig).has_unfinished_rotation("reset_before"),
+        act=_rotate,
+        answer=200,
+        repeat=_rotate,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        only=frozenset({GENERATE}),
+        secrets_left=(1,),
+    ),
+    "a resumed rotation that differs": Scenario(
+        function="RotateApiKey",
+        begin=lambda rig: _known(rig).has_unfinished_rotation("reset_after").is_altered_in_gateway(),
+        act=_rotate,
+        answer=200,
+        repeat=_rotate,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        only=frozenset({"/key/update"}),
+        secrets_left=(1,),
+    ),
+    "completing a rotation": Scenario(
+        function="CompleteRotation",
+        begin=lambda rig: _known(rig).has_grace(),
+        act=_complete,
+        answer=200,
+        repeat=_complete,
+        succeeds=(200, 202, 409),  # 409 when a lost answer had completed it
+        only=frozenset({"begin_completion", DELETE}),
+        secrets_left=(1, 2),
+    ),
+    "ending a grace": Scenario(
+        function="SettleOperations",
+        begin=lambda rig: _known(rig).has_ended_grace(),
+        act=_settle,
+        answer=None,
+        only=frozenset({"begin_retirements", DELETE, "finish_retirement"}),
+        secrets_left=(1,),
+    ),
+    "undoing a rotation": Scenario(
+        function="SettleOperations",
+        begin=lambda rig: _known(rig).has_unfinished_rotation("reset_after").waits_for(RESUME_SECONDS + DRAIN_SECONDS),
+        act=_settle,
+        answer=None,
+        only=frozenset({DELETE, "finish_undo"}),
+        secrets_left=(1,),
+    ),
+    "a delete in a grace": Scenario(
+        function="DeleteApiKey",
+        begin=lambda rig: _known(rig).has_grace(),
+        act=_delete,
+        answer=200,
+        repeat=_delete,
+        succeeds=(200, 404),
+        is_there_after_repeating=False,
+        only=frozenset({DELETE}),
+        secrets_left=(0,),
+    ),
+    "following a row that vanished while it was rotated": Scenario(
+        function="SettleOperations",
+        begin=lambda rig: _known(rig).has_unfinished_rotation("reset_after").loses_row().waits_for(DRAIN_SECONDS),
+        act=_settle,
+        answer=None,
+        only=frozenset({"finish_delete"}),
+        secrets_left=(0,),
     ),
 }

@@ -101,6 +101,12 @@ def _in_gateway(path: str, **changes: object) -> Corruption:
     return corrupt
 
 
+def _old_secret_lost(situation: Situation) -> None:
+    [old, _] = [issued for issued in situation.rig.told.issued if issued.key_id == situation.key_id]
+    answer = situation.rig.gateway("POST", "/key/delete", json={"keys": [old.hash]})
+    assert answer.status_code == 200, answer.text
+
+
 def _too_many(situation: Situation) -> None:
     for number in range(MAX_ACTIVE_KEYS):
         _generate(situation, key=f"sk-corruption-{situation.key_id}-{number}")
@@ -161,6 +167,36 @@ CORRUPTIONS_OF_ENDED: dict[str, tuple[Corruption, set[str]]] = {
     ),
 }
 
+CORRUPTIONS_IN_A_GRACE: dict[str, tuple[Corruption, set[str]]] = {
+    "old secret lost by LiteLLM": (_old_secret_lost, {"I5 one key per request", "I7 agreement"}),
+    "old secret past its grace": (
+        _sql(
+            "UPDATE api_key_tokens SET valid_until = now() - interval '1 second'"
+            " WHERE api_key_id = %(key_id)s AND state = 'retiring'"
+        ),
+        {"I7 agreement"},
+    ),
+    "old secret only called dead": (
+        _sql("UPDATE api_key_tokens SET state = 'dead' WHERE api_key_id = %(key_id)s AND state = 'retiring'"),
+        {"I1 no orphan", "I5 one key per request", "I8 dead stays dead"},
+    ),
+    "old secret the key's again": (
+        _sql(
+            "UPDATE api_keys SET key_hash = t.hash, lite_llm_key_id = t.hash, litellm_key_alias = t.alias"
+            " FROM api_key_tokens AS t WHERE api_keys.id = %(key_id)s AND t.api_key_id = api_keys.id AND t.number = 1"
+        ),
+        {"I7 agreement"},
+    ),
+    "end of the grace recorded, not done": (
+        _sql(
+            "INSERT INTO audit_logs (action, resource_type, resource_id, success, metadata)"
+            " SELECT 'API_KEY_ROTATE_COMPLETE', resource_type, resource_id, true, metadata FROM audit_logs"
+            " WHERE resource_id = %(key_id)s AND action = 'API_KEY_ROTATE'"
+        ),
+        {"I3 audit"},
+    ),
+}
+
 
 @pytest.mark.parametrize("name", CORRUPTIONS_OF_LIVING)
 def test_corruption_of_a_living_key_is_reported(living: Situation, name: str) -> None:
@@ -180,6 +216,17 @@ def test_corruption_of_an_ended_key_is_reported(ended: Situation, name: str) -> 
     corrupt(ended)
 
     assert _found(ended) == invariants
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS_IN_A_GRACE)
+def test_corruption_of_a_key_in_its_grace_is_reported(rig: Rig, alice: Person, name: str) -> None:
+    rotated = Situation(rig, alice).has_grace()
+    corrupt, invariants = CORRUPTIONS_IN_A_GRACE[name]
+    assert violations(rig, subjects=[alice.subject]) == []
+
+    corrupt(rotated)
+
+    assert _found(rotated) == invariants
 
 
 def test_every_invariant_has_a_corruption_that_breaks_it() -> None:

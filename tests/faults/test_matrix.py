@@ -11,8 +11,11 @@ from tests.faults.rig import Rig, is_thorough
 from tests.faults.scenarios import SCENARIOS
 
 SOURCES = Path(keyservice.__file__).parent if keyservice.__file__ else Path()
-# What creating, changing, deleting and settling speak to PostgreSQL with, and LiteLLM.
-STORES = ("alteration_store.py", "creation_store.py", "deletion_store.py", "settlement_store.py", "journal.py")
+# What creating, changing, rotating, deleting and settling speak to PostgreSQL with, and LiteLLM.
+STORES = (
+    *("creation_store.py", "rotation_store.py", "retirement_store.py", "issuing_store.py"),
+    *("alteration_store.py", "deletion_store.py", "settlement_store.py", "journal.py"),
+)
 # What settling reads of reconcile's, before it undoes anything: whether the database is the one the keys were made from.
 PROVENANCE = {"read_installation", "read_tokens"}
 # What a change shows of the key at its end.

@@ -36,7 +36,7 @@ from tests.faults.rig import (
     error_code,
     running_rig,
 )
-from tests.faults.scenarios import SCENARIOS
+from tests.faults.scenarios import SCENARIOS, WEEK_SECONDS
 
 STEPS_OF_A_CHAPTER = 50
 PEOPLE = 4
@@ -55,7 +55,10 @@ class Key:
 
     person: Person
     secret: str
+    """The one told last; another may be its after a rotation that was never answered: then it is no longer certain."""
     fate: Fate = "certain"
+    is_secret_certain: bool = True
+    was_rotated: bool = False
 
 
 @dataclass
@@ -65,6 +68,16 @@ class Asked:
     person: Person
     body: Row
     key_id: str | None = None
+
+
+@dataclass
+class AskedRotation:
+    """A rotation with an Idempotency-Key, and the secret it was answered with, if it ever was."""
+
+    person: Person
+    key_id: str
+    grace_seconds: int
+    secret: str | None = None
 
 
 @dataclass
@@ -87,6 +100,7 @@ class Chapter:
     limits: dict[str, int] = field(default_factory=dict[str, int])
     """What the latest change of a key was answered 200 for."""
     asked: dict[str, Asked] = field(default_factory=dict[str, Asked])
+    rotations: dict[str, AskedRotation] = field(default_factory=dict[str, AskedRotation])
     held: list[Held] = field(default_factory=list[Held])
     found: list[str] = field(default_factory=list[str])
     story: list[str] = field(default_factory=list[str])
@@ -131,9 +145,10 @@ class Chapter:
         self.rig.told.broken_words.clear()
         for key_id, key in self.keys.items():
             is_refused = self.rig.is_refused(key.secret)
-            if key.fate == "certain" and is_refused is not False:
+            if key.fate == "certain" and key.is_secret_certain and is_refused is not False:
                 self.found.append(f"model: {key_id} was answered 201, nobody ended it, and it does not work")
-            if key.fate == "ended" and is_refused is not True:
+            told = self.rig.told.secrets_of(key_id)
+            if key.fate == "ended" and not all(self.rig.is_refused(secret) for secret in told):
                 self.found.append(f"model: {key_id} was ended and still works")
         for person in self.people:
             for row in self.rig.keys_of(person):
@@ -268,6 +283,65 @@ class Chapter:
             self.hear_create(request.person, request.body, idempotency_key, created)
         self.hear_delete(key_id, deleted)
 
+    def rotate(self, chance: random.Random) -> None:
+        target = self.some_key(chance)
+        if target is None:
+            return
+        person, key_id = target
+        grace_seconds = chance.choice([0, 0, 600, WEEK_SECONDS])
+        idempotency_key = str(uuid.UUID(int=chance.getrandbits(128))) if chance.random() < 0.65 else None
+        if idempotency_key is not None:
+            self.rotations[idempotency_key] = AskedRotation(person, key_id, grace_seconds)
+        answer = self.rig.rotate(person, key_id, grace_seconds=grace_seconds, idempotency_key=idempotency_key)
+        self.hear_rotate(person, key_id, idempotency_key, answer)
+
+    def rotate_again(self, chance: random.Random) -> None:
+        """As its caller would after an error."""
+        recent = list(self.rotations.items())[-6:]
+        if not recent:
+            return
+        idempotency_key, asked = chance.choice(recent)
+        answer = self.rig.rotate(
+            asked.person, asked.key_id, grace_seconds=asked.grace_seconds, idempotency_key=idempotency_key
+        )
+        self.hear_rotate(asked.person, asked.key_id, idempotency_key, answer)
+
+    def complete(self, chance: random.Random) -> None:
+        target = self.some_key(chance)
+        if target is None:
+            return
+        person, key_id = target
+        answer = self.rig.complete(person, key_id)
+        self.operations["complete"] += 1
+        self.story.append(f"    complete {key_id} -> {answer.status_code}")
+        if answer.status_code == 404:
+            self.hear_not_found(key_id)
+        elif answer.status_code not in (200, 202, 409):
+            self.hear_failure("complete", answer)
+
+    def rotate_and_delete_at_once(self, chance: random.Random) -> None:
+        """And another rotation, and a settler."""
+        target = self.some_key(chance)
+        if target is None:
+            return
+        person, key_id = target
+        self.doubt(key_id)
+        rotations: list[Callable[[], httpx.Response | Row | None]] = [
+            lambda: self.rig.rotate(person, key_id, is_alone=False)
+        ]
+        *rotated, deleted, _ = self.together(
+            *rotations * 2, lambda: self.rig.delete(person, key_id), self.rig.try_to_settle
+        )
+        for answer in rotated:
+            if isinstance(answer, httpx.Response):
+                self.operations["rotate"] += 1
+                if answer.status_code not in (200, 400, 404, 409):
+                    self.hear_failure("rotate", answer)
+        if key_id in self.keys:
+            self.keys[key_id].was_rotated, self.keys[key_id].is_secret_certain = True, False
+        if isinstance(deleted, httpx.Response):
+            self.hear_delete(key_id, deleted)
+
     def look(self, chance: random.Random) -> None:
         person = self.someone(chance)
         if person is None:
@@ -350,6 +424,7 @@ class Chapter:
         self.rig.rows("UPDATE audit_logs SET user_id = NULL WHERE user_id = %(user_id)s", user_id=user_id)
         self.rig.rows("DELETE FROM users WHERE id = %(user_id)s", user_id=user_id)
         self.asked = {name: asked for name, asked in self.asked.items() if asked.person is not person}
+        self.rotations = {name: asked for name, asked in self.rotations.items() if asked.person is not person}
 
     # The machines.
 
@@ -390,7 +465,7 @@ class Chapter:
         self.litellm_is_down = False
 
     def kill_idle_workers(self, chance: random.Random) -> None:
-        function = chance.choice(["CreateApiKey", "UpdateApiKey", "DeleteApiKey", SETTLER])
+        function = chance.choice(["CreateApiKey", "UpdateApiKey", "RotateApiKey", "DeleteApiKey", SETTLER])
         self.rig.injected["SIGKILL between requests", function] += 1
         self.rig.killer_of(function)()
 
@@ -422,7 +497,8 @@ class Chapter:
             case 404 if "subscriptionId" in body and known is None:
                 pass
             case 409 | 410 | 422 if idempotency_key is not None:
-                if known is not None and known.fate == "certain" and answer.status_code != 422:
+                is_gone = answer.status_code == 410 and known is not None and known.was_rotated
+                if known is not None and known.fate == "certain" and answer.status_code != 422 and not is_gone:
                     self.found.append(f"model: {idempotency_key}, whose key lives, was answered {answer.status_code}")
             case 409:
                 pass
@@ -445,18 +521,55 @@ class Chapter:
 
     def hear_delete(self, key_id: str, answer: httpx.Response) -> None:
         self.operations["delete"] += 1
-        key = self.keys.get(key_id)
         self.story.append(f"    delete {key_id} -> {answer.status_code}")
         match answer.status_code:
             case 200 | 202:
                 self.end_key(key_id)
             case 404:
-                if key is not None and key.fate == "certain":
-                    self.found.append(f"model: {key_id} lives, its owner was answered 404")
+                self.hear_not_found(key_id)
             case _:
                 # The answer was lost, or the database: it may have begun.
                 self.doubt(key_id)
                 self.hear_failure("delete", answer)
+
+    def hear_rotate(self, person: Person, key_id: str, idempotency_key: str | None, answer: httpx.Response) -> None:
+        self.operations["rotate"] += 1
+        asked = self.rotations.get(idempotency_key) if idempotency_key else None
+        key = self.keys.get(key_id)
+        is_certain = key is not None and key.fate == "certain"
+        self.story.append(
+            f"    {person.subject} rotate {key_id} {idempotency_key} -> {answer.status_code} {error_code(answer)}"
+        )
+        match answer.status_code:
+            case 200:
+                secret = answer.json()["key"]
+                if asked is not None and asked.secret not in (None, secret):
+                    self.found.append(f"model: {idempotency_key} was answered with another secret")
+                if asked is not None:
+                    asked.secret = secret
+                if key_id in self.rig.told.deleted:
+                    self.found.append(f"model: {key_id} was deleted, its rotation was answered 200")
+                key = self.keys.setdefault(key_id, Key(person, secret))
+                key.secret, key.is_secret_certain, key.was_rotated = secret, True, True
+            case 404:
+                self.hear_not_found(key_id)
+            case 400:
+                if is_certain:
+                    self.found.append(f"model: {key_id} lives, its rotation was answered 400")
+            case 410 if idempotency_key is not None:
+                pass
+            case 409:
+                pass
+            case _:
+                # The answer was lost, or LiteLLM did not answer: the secret may be another one.
+                if key is not None:
+                    key.is_secret_certain, key.was_rotated = False, True
+                self.hear_failure("rotate", answer)
+
+    def hear_not_found(self, key_id: str) -> None:
+        key = self.keys.get(key_id)
+        if key is not None and key.fate == "certain":
+            self.found.append(f"model: {key_id} lives, its owner was answered 404")
 
     def hear_failure(self, what: str, answer: httpx.Response) -> None:
         """503 is honest, 500 is a function that died; our own 500 is a mistake of ours."""
@@ -572,6 +685,10 @@ ACTIONS: list[tuple[Action, float]] = [
     (Chapter.crowd, 4),
     (Chapter.delete_at_once, 4),
     (Chapter.create_and_delete_at_once, 4),
+    (Chapter.rotate, 10),
+    (Chapter.rotate_again, 6),
+    (Chapter.complete, 3),
+    (Chapter.rotate_and_delete_at_once, 2),
     (Chapter.look, 6),
     (Chapter.settle, 8),
     (Chapter.settle_twice_at_once, 2),
@@ -594,6 +711,10 @@ FUNCTIONS: dict[Action, Sequence[str]] = {
     Chapter.delete: ("DeleteApiKey",),
     Chapter.delete_at_once: ("DeleteApiKey", SETTLER),
     Chapter.create_and_delete_at_once: ("CreateApiKey", "DeleteApiKey"),
+    Chapter.rotate: ("RotateApiKey",),
+    Chapter.rotate_again: ("RotateApiKey",),
+    Chapter.complete: ("CompleteRotation",),
+    Chapter.rotate_and_delete_at_once: ("RotateApiKey", "DeleteApiKey"),
     Chapter.settle: (SETTLER,),
     Chapter.settle_twice_at_once: (SETTLER,),
 }
@@ -605,6 +726,7 @@ EVERY_TIME = frozenset(
         *("begin_create", "finish_create", "/key/generate"),
         *("begin_update", "show_key", "/key/info", "/key/update"),
         *("begin_delete", "finish_delete", "/key/delete", "claim_due"),
+        *("begin_rotate", "finish_rotate", "finish_retirement", "begin_completion"),
     }
 )
 
@@ -624,7 +746,7 @@ def _weight(fault: Fault) -> float:
 
 
 def steps_by_function(rig: Rig) -> dict[str, list[Step]]:
-    """All that creating, deleting and settling do, as recorded from them."""
+    """All that creating, rotating, deleting and settling do, as recorded from them."""
     steps: dict[str, dict[tuple[str, str], Step]] = {}
     for scenario in SCENARIOS.values():
         for step in record_steps(rig, scenario):

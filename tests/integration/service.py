@@ -1,6 +1,7 @@
 """How the integration tests drive the service's classes, and look at both systems afterwards."""
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, LiteralString, Self
 from uuid import UUID, uuid4
 
 import httpx
+import msgspec
 import psycopg
 from psycopg.pq import ExecStatus
 from psycopg.rows import DictRow, dict_row
@@ -25,6 +27,7 @@ from keyservice.litellm import LiteLLM
 from keyservice.models import (
     Actor,
     Caller,
+    CompletedRotation,
     Creation,
     Deadline,
     DeletedKey,
@@ -33,10 +36,17 @@ from keyservice.models import (
     KeyChanges,
     KeyPage,
     NewApiKey,
+    PendingCompletion,
     PendingDeletion,
+    RevealedKey,
+    Rotation,
+    RotationRequest,
     Settled,
 )
 from keyservice.provenance import Deployment
+from keyservice.retirement import RetireRules, SecretRetirement
+from keyservice.revelation import SecretRevelation
+from keyservice.rotation import KeyRotation, RotateRules
 from keyservice.secret_values import SecretValues
 from keyservice.settings import DatabaseSettings
 from keyservice.settlement import Settlement, SettleRules
@@ -211,6 +221,23 @@ class Service:
             rules=AlterationRules(**chosen),
         )
 
+    def retirement(self, *, fresh: bool = False) -> SecretRetirement:
+        return SecretRetirement(
+            database=self.connect_database() if fresh else self.database,
+            litellm=self.connect_litellm() if fresh else self.gateway,
+            rules=RetireRules(lease_seconds=LEASE_SECONDS, gateway_cache_seconds=60.0),
+        )
+
+    def rotation(self, *, fresh: bool = False, deriver: KeyDeriver | None = None) -> KeyRotation:
+        retirement = self.retirement(fresh=fresh)
+        return KeyRotation(
+            database=self.connect_database() if fresh else self.database,
+            litellm=self.connect_litellm() if fresh else self.gateway,
+            deriver=deriver or self.cloud.deriver,
+            retirement=retirement,
+            rules=RotateRules(lease_seconds=LEASE_SECONDS, drain_seconds=DRAIN_SECONDS, resume_seconds=RESUME_SECONDS),
+        )
+
     @property
     def deployment(self) -> Deployment:
         """What the migrations wrote down, and the stack's parameters still say."""
@@ -253,6 +280,32 @@ class Service:
         return self.creation(**(rules or {})).create(
             caller(subject), wanted, idempotency_key=idempotency_key, deadline=Deadline(seconds)
         )
+
+    def rotate(
+        self,
+        key_id: UUID | str,
+        name: str = "alice",
+        *,
+        grace_seconds: int = 0,
+        idempotency_key: str | None = None,
+        seconds: float = PLENTY_SECONDS,
+    ) -> Rotation:
+        return self.rotation().rotate(
+            caller(name),
+            str(key_id),
+            RotationRequest(grace_period_seconds=grace_seconds),
+            idempotency_key=idempotency_key,
+            deadline=Deadline(seconds),
+        )
+
+    def complete(self, key_id: UUID | str) -> CompletedRotation | PendingCompletion:
+        return self.retirement().complete(caller(), str(key_id), deadline=Deadline(PLENTY_SECONDS))
+
+    def reveal(self, key_id: UUID | str) -> RevealedKey:
+        """Where the stack allows it."""
+        revelation = SecretRevelation(database=self.database, deriver=self.cloud.deriver, policy="recent-login")
+        asking = msgspec.structs.replace(caller(), authenticated_at=time.time())
+        return revelation.reveal(asking, str(key_id))
 
     def delete(
         self, key_id: UUID | str, name: str = "alice", *, seconds: float = PLENTY_SECONDS

@@ -1,6 +1,7 @@
 """The functions as Lambda calls them, wired from their environment, in this process."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,15 @@ from uuid import uuid4
 import pytest
 
 import check_health
+import complete_rotation
 import create_api_key
 import delete_api_key
 import list_api_keys
 import list_operations
 import migrate_database
 import retry_operation
+import reveal_api_key
+import rotate_api_key
 import settle_operations
 from keyservice import wiring
 from keyservice.errors import DatabaseUnavailable
@@ -27,6 +31,7 @@ from tests.integration.service import Service
 EVENTS = Path(__file__).parents[2] / "events"
 PARTS = [
     *(wiring.settings, wiring.secret_values, wiring.database, wiring.litellm, wiring.key_creation),
+    *(wiring.key_rotation, wiring.secret_retirement, wiring.secret_revelation),
     *(wiring.key_deletion, wiring.key_listing, wiring.operations, wiring.settlement, wiring.health_check),
 ]
 
@@ -65,6 +70,7 @@ def environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[p
         "FUNCTION_TIMEOUT_SECONDS": "25",
         "LITELLM_BUDGET_SECONDS": "10",
         "RESUME_SECONDS": "300",
+        "REVEAL_POLICY": "recent-login",
         "EXPIRY_MODE": "deactivate",
         "SETTLE_RESERVE_SECONDS": "5",
         "SETTLE_FIRST_WAIT_SECONDS": "30",
@@ -105,6 +111,19 @@ def call(handler: Callable[[Any, Any], Any], asked: dict[str, Any]) -> tuple[int
 
 @pytest.mark.usefixtures("environment")
 class TestKeysLife:
+    def test_goes_on_with_another_secret(self):
+        _, created, _ = call(create_api_key.handler, event("create_api_key"))
+        named = {"id": created["id"]}
+        status, rotated, headers = call(rotate_api_key.handler, event("rotate_api_key", pathParameters=named))
+        completed = call(complete_rotation.handler, event("complete_rotation", pathParameters=named))
+        revealing = event("reveal_api_key", pathParameters=named)
+        revealing["requestContext"]["authorizer"]["jwt"]["claims"]["auth_time"] = str(time.time())
+        revealed = call(reveal_api_key.handler, revealing)
+
+        assert (status, rotated["oldSecret"]["state"], headers["cache-control"]) == (200, "valid", "no-store")
+        assert (completed[0], list(completed[1])) == (200, ["message", "completedAt", "effectiveBy"])
+        assert (revealed[0], revealed[1]["key"]) == (200, rotated["key"])
+
     def test_is_create_list_delete(self):
         status, created, headers = call(create_api_key.handler, event("create_api_key"))
         listed = call(list_api_keys.handler, event("list_api_keys", queryStringParameters={"limit": "1"}))
@@ -206,6 +225,8 @@ class TestSettling:
             "pendingCreates": 0,
             "pendingDeletes": 0,
             "pendingUpdates": 0,
+            "pendingRotates": 0,
+            "pendingRetires": 0,
             "oldestPendingSeconds": 0.0,
         }
         metrics = emitted_metrics(capsys)

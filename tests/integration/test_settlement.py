@@ -76,10 +76,13 @@ def test_nothing_to_do_takes_one_look_at_each(service: Service):
         pending_creates=0,
         pending_deletes=0,
         pending_updates=0,
+        pending_rotates=0,
+        pending_retires=0,
         oldest_pending_seconds=0.0,
     )
     assert service.database_faults.steps == [
-        *("read_installation", "read_tokens", "begin_expiry", "begin_correction", "claim_due", "read_journal_state")
+        *("read_installation", "read_tokens", "begin_expiry", "begin_correction", "begin_retirements"),
+        *("claim_due", "read_journal_state"),
     ]
     assert [call.path.partition("?")[0] for call in service.gateway_faults.calls] == ["/key/list"]
 

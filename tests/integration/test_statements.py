@@ -13,9 +13,8 @@ import pytest
 from psycopg import sql
 
 import keyservice
-from keyservice import creation_store
 from keyservice.errors import GatewayRefused
-from keyservice.models import Deadline, NewApiKey
+from keyservice.models import Deadline, NewApiKey, Progress
 from tests.integration.service import Service, caller
 from tests.support.fixtures import Database
 
@@ -94,22 +93,18 @@ def literals(struct: type[msgspec.Struct], field: str) -> set[str]:
 
 
 def test_states_of_an_operation_are_the_same_in_sql_and_python(database: Database):
-    assert checked_values(database, table="api_key_operations", column="state") == literals(
-        creation_store.Created, "state"
-    )
+    assert checked_values(database, table="api_key_operations", column="state") == literals(Progress, "state")
 
 
 def test_phases_of_an_operation_are_the_same_in_sql_and_python(database: Database):
-    assert checked_values(database, table="api_key_operations", column="phase") == literals(
-        creation_store.Created, "phase"
-    )
+    assert checked_values(database, table="api_key_operations", column="phase") == literals(Progress, "phase")
 
 
 @pytest.mark.parametrize(
     ("table", "column", "values"),
     [
         ("api_key_tokens", "state", {"intended", "live", "retiring", "condemned", "dead"}),
-        ("api_key_operations", "kind", {"create", "update", "rotate", "delete"}),
+        ("api_key_operations", "kind", {"create", "update", "rotate", "retire", "delete"}),
         ("api_keys", "sync_status", {"synced", "pending", "error"}),
         ("users", "sync_status", {"synced", "pending", "error"}),
     ],
@@ -143,7 +138,7 @@ BIG_TABLES = {
 
 @pytest.fixture
 def crowded(service: Service) -> Service:
-    """2,000 users with keys, operations and tokens; one of them is Alice, with 200 keys."""
+    """2,000 users with keys, operations, tokens and audit records; one of them is Alice, with 200 keys."""
     service.rows(
         """
         INSERT INTO users (username, email, oauth_provider, oauth_id)
@@ -172,6 +167,12 @@ def crowded(service: Service) -> Service:
         INSERT INTO api_key_operations (id, api_key_id, user_id, actor, kind, state, finished_at, lease_until,
             next_attempt_at, key_prefix, models)
         SELECT gen_random_uuid(), id, user_id, '{}', 'create', 'done', now(), now(), now(), 'sk-abcd', '{}' FROM api_keys
+        """
+    )
+    service.rows(
+        """
+        INSERT INTO audit_logs (user_id, action, resource_type, resource_id, success)
+        SELECT user_id, 'API_KEY_REVEAL', 'API_KEY', id, true FROM api_keys
         """
     )
     for table in BIG_TABLES:
@@ -239,6 +240,26 @@ class TestPlans:
         crowded.deletion().end_for(admin, alice, key_id, {}, deadline=Deadline(20))
 
         for step in ("lock_owner", "begin_create", "lock_users_key", "begin_delete", "finish_delete"):
+            assert sequential_scans(crowded, step) == []
+
+    def test_rotation_is_done_by_index(self, crowded: Service):
+        key_id = crowded.create(rules={"max_active_keys": 1000}).id
+        # At this very moment Alice has seen more than she may.
+        crowded.rows("UPDATE audit_logs SET created_at = created_at - interval '1 hour'")
+        crowded.rotate(key_id, grace_seconds=60, idempotency_key="plan")
+        crowded.reveal(key_id)
+        crowded.complete(key_id)
+
+        for step in ("lock_caller", "begin_rotate", "finish_rotate", "begin_reveal", "begin_completion"):
+            assert sequential_scans(crowded, step) == []
+
+    def test_ends_of_graces_are_found_by_index(self, crowded: Service):
+        key_id = crowded.create(rules={"max_active_keys": 1000}).id
+        crowded.rotate(key_id, grace_seconds=60)
+        crowded.rows("UPDATE api_key_tokens SET valid_until = now() WHERE state = 'retiring'")
+        crowded.settle()
+
+        for step in ("begin_retirements", "claim_due", "finish_retirement"):
             assert sequential_scans(crowded, step) == []
 
     def test_undo_and_reading_again_are_done_by_index(self, crowded: Service):

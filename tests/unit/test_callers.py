@@ -185,3 +185,21 @@ class TestCallerByTheIdOfARow:
     def test_is_refused_unless_it_is_one(self, subject: str):
         with pytest.raises(Unauthorized):
             caller_from_claims({"userId": subject}, authorization="", names=self.NAMES, actor=ACTOR)
+
+
+@pytest.mark.parametrize(
+    ("claim", "seconds"),
+    [
+        pytest.param("1800000000", 1_800_000_000.0, id="as API Gateway hands it over"),
+        pytest.param("1.8E9", 1_800_000_000.0, id="in scientific notation"),
+        pytest.param("yesterday", None, id="no number"),
+        pytest.param("", None, id="empty"),
+        pytest.param("[1800000000]", None, id="a list"),
+    ],
+)
+def test_the_time_of_login_is_read_if_it_is_a_number(claim: str, seconds: float | None):
+    assert caller_of({"sub": "alice-id", "auth_time": claim}).authenticated_at == seconds
+
+
+def test_a_token_without_the_time_of_login_says_nothing():
+    assert caller_of({"sub": "alice-id"}).authenticated_at is None

@@ -1,4 +1,4 @@
-"""The life of LiteLLM API keys: create, list, change, delete, each with its audit record, and who may see what. In reading order:
+"""The life of LiteLLM API keys: create, list, change, rotate, delete, each audited, and who may see what. In reading order:
 
 endpoint        API Gateway boundary: Request, Response, @endpoint; the only place an error becomes HTTP
 jobs            the boundary of jobs, scheduled or invoked by an operator
@@ -10,6 +10,8 @@ wiring          builds the parts once per execution environment; the only reader
 creation        creating a key: the rules and the order of things (creation_store: its SQL)
 alteration      changing a key, resetting its spend (alteration_store: its SQL)
 deletion        deleting a key (deletion_store: its SQL)
+rotation        giving a key another secret (rotation_store: its SQL)
+revelation      showing a key's secret once more (revelation_store: its SQL)
 listing         showing keys: one, the caller's, a user's, everybody's (listing_store: its SQL)
 key_statistics  counting a caller's keys (key_statistics_store: its SQL)
 validation      whether a secret is that of a working key (validation_store: its SQL)
@@ -19,6 +21,8 @@ adoption        taking over the keys that LiteMaaS made (adoption_store: its SQL
 spend           bringing spend from LiteLLM into the rows (spend_store: its SQL)
 operations      the operator's view of the journal (operations_store: its SQL)
 reconciliation  comparing LiteLLM's keys with the database's and healing what differs (reconciliation_store: its SQL)
+retirement      ending the secrets that a rotation has replaced (retirement_store: its SQL)
+issuing         having LiteLLM make a secret, for a create or a rotation (issuing_store: its SQL)
 provenance      whether this database is the one LiteLLM's keys were made from
 health          whether each backend answers
 schema          applies migrations/*.sql

@@ -16,10 +16,11 @@ def record_of(ended: LiteralString) -> LiteralString:
     )
     SELECT
         (SELECT u.id FROM users AS u WHERE u.id = (o.actor ->> 'user_id')::uuid),
-        CASE o.request ->> 'reason'
-            WHEN 'expired' THEN 'API_KEY_EXPIRED'
-            WHEN 'revoked' THEN 'API_KEY_REVOKE'
-            WHEN 'resetSpend' THEN 'API_KEY_RESET_SPEND'
+        CASE
+            WHEN o.request ->> 'reason' = 'expired' THEN 'API_KEY_EXPIRED'
+            WHEN o.request ->> 'reason' = 'revoked' THEN 'API_KEY_REVOKE'
+            WHEN o.request ->> 'reason' = 'resetSpend' THEN 'API_KEY_RESET_SPEND'
+            WHEN o.kind = 'retire' THEN 'API_KEY_ROTATE_COMPLETE'
             ELSE 'API_KEY_' || upper(o.kind)
         END,
         'API_KEY', o.api_key_id, (o.actor ->> 'ip_address')::inet, o.actor ->> 'user_agent', o.state = 'done',
@@ -27,7 +28,10 @@ def record_of(ended: LiteralString) -> LiteralString:
         jsonb_build_object(
             'requestId', o.actor ->> 'request_id', 'operationId', o.id, 'userId', o.user_id, 'name', o.key_name,
             'keyPrefix', o.key_prefix, 'models', o.models, 'modelCount', cardinality(o.models)
-        ) || jsonb_strip_nulls(jsonb_build_object('reason', o.request -> 'reason'))
+        ) || jsonb_strip_nulls(jsonb_build_object(
+            'reason', o.request -> 'reason', 'oldPrefix', o.request -> 'old_prefix',
+            'gracePeriodSeconds', o.request -> 'grace_seconds'
+        ))
     FROM """
         + ended
         + " AS o"

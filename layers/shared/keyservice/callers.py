@@ -38,6 +38,7 @@ def caller_from_claims(claims: Mapping[str, Any], *, authorization: str, names: 
         email=_text(claims, names.email) or substitute,
         full_name=_text(claims, names.full_name),
         roles=_roles(_token_claims(authorization).get(names.roles)),
+        authenticated_at=_seconds(claims.get("auth_time")),
         actor=actor,
     )
 
@@ -54,6 +55,16 @@ def _text(claims: Mapping[str, Any], name: str) -> str | None:
     if not isinstance(value, str) or not value.strip() or len(value) > _MAX_LENGTH or _UNSTORABLE.search(value):
         return None
     return value
+
+
+def _seconds(claim: object) -> float | None:
+    """HTTP APIs hand numbers over as text."""
+    if not isinstance(claim, (str, int, float)):
+        return None
+    try:
+        return float(claim)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _fitting(text: str) -> str:

@@ -4,8 +4,6 @@ T1 writes what is going to happen, LiteLLM does it, T2 writes that it happened t
 dies in between leaves an operation that anybody can finish or undo.
 """
 
-import hashlib
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -13,28 +11,23 @@ from typing import Literal
 import msgspec
 
 from keyservice import creation_store as store
-from keyservice import journal, standing, telemetry
+from keyservice import standing, telemetry
 from keyservice.database import Database
 from keyservice.decoding import invalid
 from keyservice.derivation import DerivedSecret, KeyDeriver, new_nonce
 from keyservice.errors import (
     DatabaseUnavailable,
     DerivationUnavailable,
-    GatewayRefused,
-    GatewayUnavailable,
-    Gone,
-    IdempotencyKeyReused,
     InvalidRequest,
     NotFound,
-    OperationInProgress,
     OperationPending,
     OperationSuperseded,
     OutcomeUnknown,
     ServiceError,
-    Unavailable,
     Violation,
-    reason,
 )
+from keyservice.issuing import SecretIssuing, hindrance_of, idempotency_of
+from keyservice.issuing_store import NewToken, Repeated
 from keyservice.key_rules import Refusal, RuleViolation, inconsistencies, refusal_of
 from keyservice.litellm import LiteLLM
 from keyservice.model_catalog import ModelCatalog
@@ -66,8 +59,8 @@ class CreateRules(msgspec.Struct, frozen=True, kw_only=True):
 class KeyCreation:
     def __init__(self, *, database: Database, litellm: LiteLLM, deriver: KeyDeriver, rules: CreateRules) -> None:
         self._database = database
-        self._litellm = litellm
         self._catalog = ModelCatalog(litellm)
+        self._issuing = SecretIssuing(database=database, litellm=litellm, deriver=deriver)
         self._deriver = deriver
         self._rules = rules
 
@@ -122,9 +115,9 @@ class KeyCreation:
         deadline: Deadline,
     ) -> Creation:
         require_consistent(wanted)
-        idempotency = (
-            None if idempotency_key is None else _idempotency(idempotency_key, wanted, caller=caller, owner_id=owner_id)
-        )
+        # An administrator's never meets the owner's, nor another administrator's.
+        maker = () if owner_id is None else (caller.user_id, caller.provider, caller.subject)
+        idempotency = idempotency_of(idempotency_key, wanted, maker=maker)
         gateway_models = self._gateway_models(wanted, deadline=deadline)
         api_key_id = uuid.uuid4()
         nonce = new_nonce()
@@ -135,44 +128,34 @@ class KeyCreation:
             owner_id=owner_id,
             idempotency=idempotency,
             api_key_id=api_key_id,
-            token=store.NewToken(
+            token=NewToken(
                 hash=derived.token_hash, nonce=nonce, mac_key_arn=self._deriver.mac_key_arn, prefix=derived.prefix
             ),
             gateway_models=gateway_models,
         )
-        if isinstance(begun, store.Repeated):
+        if isinstance(begun, Repeated):
             return self._replayed(begun)
         # A resumed operation has a token, and so a secret, of its own.
         try:
-            own = derived if derived.token_hash == begun.token_hash else self._derived_again(begun)
+            own = derived if derived.token_hash == begun.token_hash else self._issuing.derive_again(begun)
             return self._carried_out(begun, own, deadline=deadline)
         except (DatabaseUnavailable, DerivationUnavailable) as error:
             # T1 has committed, and LiteLLM may have acted: the operation stays for whoever comes next.
             raise OperationPending from error
 
-    def _replayed(self, repeated: store.Repeated) -> Creation:
+    def _replayed(self, repeated: Repeated[PendingCreate]) -> Creation:
         if repeated.original is None:
-            raise _hindrance(repeated)
-        derived = self._derived_again(repeated.original)
+            raise hindrance_of(repeated, what="The key that this Idempotency-Key made")
+        derived = self._issuing.derive_again(repeated.original)
         return Creation(key=_issued(repeated.original, derived), is_replayed=True)
 
-    def _derived_again(self, pending: PendingCreate) -> DerivedSecret:
-        """The secret of the operation's own token; fails closed when KMS's key is not the one it was made with."""
-        derived = self._deriver.derive(pending.api_key_id, nonce=pending.nonce)
-        if derived.token_hash != pending.token_hash:
-            raise DerivationUnavailable
-        return derived
-
     def _carried_out(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> Creation:
-        if pending.epoch == 1:
-            self._make_in_gateway(pending, derived, deadline=deadline)
-        else:
-            self._make_again_in_gateway(pending, derived, deadline=deadline)
+        self._issuing.make(pending, derived, deadline=deadline)
         created = store.finish_create(self._database, pending)
         if created.state == "done":
             return Creation(key=_issued(pending, derived), is_replayed=pending.epoch > 1)
         if created.state == "pending" and created.phase == "undo":
-            self._undo(pending, created, deadline=deadline)
+            self._issuing.undo(pending, created, deadline=deadline)
             raise _undone(created.reason)
         if created.state == "pending":
             raise OperationPending
@@ -191,12 +174,12 @@ class KeyCreation:
         owner_id: uuid.UUID | None,
         idempotency: Idempotency | None,
         api_key_id: uuid.UUID,
-        token: store.NewToken,
+        token: NewToken,
         gateway_models: Sequence[ModelDetails],
-    ) -> PendingCreate | store.Repeated:
+    ) -> PendingCreate | Repeated[PendingCreate]:
         operation_id = uuid.uuid4()
 
-        def begin() -> PendingCreate | store.Repeated | Refusal:
+        def begin() -> PendingCreate | Repeated[PendingCreate] | Refusal:
             return store.begin_create(
                 self._database,
                 caller,
@@ -228,8 +211,8 @@ class KeyCreation:
         return begun
 
     def _begun_after_all(
-        self, begin: Callable[[], PendingCreate | store.Repeated | Refusal], operation_id: uuid.UUID
-    ) -> PendingCreate | store.Repeated | Refusal:
+        self, begin: Callable[[], PendingCreate | Repeated[PendingCreate] | Refusal], operation_id: uuid.UUID
+    ) -> PendingCreate | Repeated[PendingCreate] | Refusal:
         """After a T1 whose answer was lost. Begins with the same ids again: a first try that did commit, even one that
         does so only now, is found by them and never doubled."""
         try:
@@ -241,138 +224,6 @@ class KeyCreation:
             return found
         except DatabaseUnavailable as error:
             raise OutcomeUnknown from error
-
-    def _make_again_in_gateway(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
-        """After an attempt whose fate is unknown: what LiteLLM has, not what it answers, says whether the key is right.
-
-        It echoes a repeated generate without storing it, and answers 400 when the first one worked.
-        """
-        try:
-            if pending.remaining_seconds is not None and pending.remaining_seconds < 1:
-                raise GatewayUnavailable("the key expired before LiteLLM confirmed it", may_still_happen=False)
-            found = self._litellm.find(pending.token_hash, deadline=deadline)
-            if found is None:
-                self._prepare(pending, deadline=deadline)
-                self._generate(pending, derived, deadline=deadline)
-                found = self._litellm.find(pending.token_hash, deadline=deadline)
-            if found is None:
-                raise GatewayUnavailable("key/info: the key is not there", may_still_happen=True)
-            if found.differences(pending.settings):
-                self._litellm.update(
-                    found,
-                    pending.settings,
-                    remaining_seconds=pending.remaining_seconds,
-                    deadline=deadline,
-                )
-        except (GatewayRefused, Unavailable) as trouble:
-            self._release(pending, trouble, may_still_happen=True)
-            raise OperationPending from trouble
-
-    def _make_in_gateway(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
-        started = time.monotonic()
-        try:
-            self._prepare(pending, deadline=deadline)
-            pending = _aged(pending, seconds=time.monotonic() - started)
-        except GatewayRefused as refused:
-            self._give_up_refused(pending, refused, deadline=deadline)
-            raise
-        except Unavailable as trouble:
-            self._release(pending, trouble, may_still_happen=False)
-            raise OperationPending from trouble
-        try:
-            self._generate(pending, derived, deadline=deadline)
-        except GatewayRefused as refused:
-            self._give_up_refused(pending, refused, deadline=deadline)
-            raise
-        except Unavailable as trouble:
-            self._release(pending, trouble, may_still_happen=_may_still_happen(trouble))
-            raise OperationPending from trouble
-
-    def _prepare(self, pending: PendingCreate, *, deadline: Deadline) -> None:
-        """What has to be there in LiteLLM before the key. Raises GatewayRefused for a team that is not."""
-        if not pending.user.is_known:
-            self._litellm.ensure_user(pending.user, deadline=deadline)
-        team_id = pending.settings.lite_llm_team_id
-        if team_id is not None and not self._litellm.has_team(team_id, deadline=deadline):
-            raise GatewayRefused(status_answered=404, fields=["teamId"])
-
-    def _generate(self, pending: PendingCreate, derived: DerivedSecret, *, deadline: Deadline) -> None:
-        self._litellm.generate(
-            derived.secret,
-            alias=pending.alias,
-            mark=pending.mark,
-            api_key_id=pending.api_key_id,
-            user_id=pending.user.id,
-            settings=pending.settings,
-            remaining_seconds=pending.remaining_seconds,
-            token_hash=pending.token_hash,
-            deadline=deadline,
-        )
-
-    def _give_up_refused(self, pending: PendingCreate, refused: GatewayRefused, *, deadline: Deadline) -> None:
-        """Ends the operation once LiteLLM confirms that it made no key."""
-        try:
-            is_absent = self._litellm.find(pending.token_hash, deadline=deadline) is None
-        except Unavailable as trouble:
-            self._release(pending, trouble, may_still_happen=False)
-            raise OperationPending from trouble
-        if not is_absent:
-            self._release(pending, refused, may_still_happen=True)
-            raise OperationPending from refused
-        self._finish_undo(pending, refused.recorded)
-
-    def _undo(self, pending: PendingCreate, created: store.Created, *, deadline: Deadline) -> None:
-        """Takes the key back as far as possible now; the operation is committed to it and is settled otherwise."""
-        try:
-            self._litellm.delete(pending.token_hash, deadline=deadline)
-            if created.is_safe:
-                self._finish_undo(pending, created.reason or "undone")
-                return
-        except Unavailable as trouble:
-            self._release(pending, trouble, may_still_happen=True)
-            return
-        journal.release(
-            self._database,
-            operation_id=pending.operation_id,
-            epoch=pending.epoch,
-            error=journal.DRAINING,
-            waits_for_drain=True,
-        )
-
-    def _finish_undo(self, pending: PendingCreate, reason: str) -> None:
-        store.finish_undo(
-            self._database,
-            operation_id=pending.operation_id,
-            epoch=pending.epoch,
-            api_key_id=pending.api_key_id,
-            reason=reason,
-        )
-
-    def _release(self, pending: PendingCreate, trouble: ServiceError, *, may_still_happen: bool) -> None:
-        journal.release(
-            self._database,
-            operation_id=pending.operation_id,
-            epoch=pending.epoch,
-            error=reason(trouble),
-            may_still_happen=may_still_happen,
-        )
-
-
-def _aged(pending: PendingCreate, *, seconds: float) -> PendingCreate:
-    """LiteLLM counts a key's life from its own now: what has gone by since T1 is taken off."""
-    if pending.remaining_seconds is None:
-        return pending
-    return msgspec.structs.replace(pending, remaining_seconds=max(1, pending.remaining_seconds - int(seconds)))
-
-
-def _idempotency(idempotency_key: str, wanted: NewApiKey, *, caller: Caller, owner_id: uuid.UUID | None) -> Idempotency:
-    """An administrator's never meets the owner's, nor another administrator's: no header can hold what stands between."""
-    maker = () if owner_id is None else (caller.user_id or "", caller.provider or "", caller.subject or "")
-    scoped = "\0".join([*map(str, maker), idempotency_key])
-    return Idempotency(
-        key_hash=hashlib.sha256(scoped.encode()).hexdigest(),
-        body_fingerprint=hashlib.sha256(msgspec.json.encode(wanted, order="sorted")).hexdigest(),
-    )
 
 
 def require_consistent(wanted: NewApiKey) -> None:
@@ -387,11 +238,6 @@ def require_consistent(wanted: NewApiKey) -> None:
     )
     if violations:
         raise invalid(violations)
-
-
-def _may_still_happen(trouble: Unavailable) -> bool:
-    """A generate that was never sent (no master key, say) cannot come true."""
-    return isinstance(trouble, GatewayUnavailable) and trouble.may_still_happen
 
 
 def _issued(pending: PendingCreate, derived: DerivedSecret) -> IssuedKey:
@@ -410,18 +256,6 @@ def _issued(pending: PendingCreate, derived: DerivedSecret) -> IssuedKey:
         subscription_id=or_unset(pending.subscription_id),
         status="active",
     )
-
-
-def _hindrance(repeated: store.Repeated) -> ServiceError:
-    match repeated.hindrance:
-        case "otherBody":
-            return IdempotencyKeyReused("This Idempotency-Key came with another body before. Use a new one.")
-        case "gone":
-            return Gone("The key that this Idempotency-Key made is no more. Use a new one to make another.")
-        case "undoing":
-            return OperationInProgress("What this Idempotency-Key began is being undone. Try again shortly.")
-        case _:
-            return OperationInProgress("A request with this Idempotency-Key is still running. Try again shortly.")
 
 
 def _undone(reason: str | None) -> ServiceError:

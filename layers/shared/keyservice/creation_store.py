@@ -8,47 +8,31 @@ import msgspec
 from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
-from keyservice.audit import record_of
 from keyservice.database import Database, Statement
 from keyservice.errors import OutcomeUnknown
+from keyservice.issuing_store import (
+    GATEWAY_USER,
+    PROGRESS,
+    REPEATED,
+    THROUGH_THE_GATE,
+    VERDICT,
+    NewToken,
+    Repeated,
+    secret_fields,
+)
 from keyservice.journal import LOCK_KEY, LOCK_USER, audited, identity, registering, repeated_once, require_known
 from keyservice.key_rules import CONFIGURED, DISCOVERED, Refusal
 from keyservice.models import (
     Caller,
-    GatewayUser,
     Idempotency,
     ModelDetails,
     NewApiKey,
     PendingCreate,
     Permissions,
+    Progress,
     parse_uuid,
 )
 from keyservice.standing import CALLER, OWNER, STANDING, Standing, require_may_change_all, user_not_found
-
-
-class Repeated(msgspec.Struct, frozen=True, kw_only=True):
-    """A request whose Idempotency-Key was used before: the create it made, or what stands in the way."""
-
-    user_id: UUID
-    hindrance: Literal["otherBody", "gone", "undoing", "running"] | None
-    original: PendingCreate | None
-
-
-class Created(msgspec.Struct, frozen=True, kw_only=True):
-    """What T2 of a create made of the operation. `is_safe`: every generate for its token was answered."""
-
-    state: Literal["done", "failed", "superseded", "pending"]
-    phase: Literal["forward", "undo"]
-    reason: str | None
-    is_safe: bool
-
-
-class NewToken(msgspec.Struct, frozen=True, kw_only=True):
-    hash: str
-    nonce: str
-    mac_key_arn: str
-    prefix: str
-
 
 # Registering sets no column of a unique index on conflict: that would take the stronger lock which collides with
 # the audit rows' foreign keys (deadlocks within seconds). What it does take serialises the caller's own creates.
@@ -202,49 +186,9 @@ broken AS (
     ) AS rule (position, field, code, bound, is_broken)
     WHERE is_broken
 ),
-earlier AS (
-    -- The operation of an earlier request with the same Idempotency-Key, and what it means for this one.
-    SELECT
-        o.*, t.nonce, t.alias, t.unsafe_until IS NULL AS is_safe,
-        CASE
-            WHEN o.state = 'failed' OR (o.state <> 'pending' AND o.created_at <= now() - interval '24 hours') THEN 'free'
-            WHEN o.body_fingerprint <> %(body_fingerprint)s THEN 'otherBody'
-            WHEN o.state = 'superseded' THEN 'gone'
-            WHEN o.state = 'done' AND t.state = 'live' AND k.is_active AND k.revoked_at IS NULL
-                AND (k.expires_at IS NULL OR k.expires_at > now()) THEN 'replay'
-            WHEN o.state = 'done' THEN 'gone'
-            WHEN o.phase = 'undo' OR k.id IS NULL THEN 'undoing'
-            WHEN o.lease_until > now() THEN 'running'
-            ELSE 'resume'
-        END AS verdict
-    FROM api_key_operations AS o
-    JOIN owner ON owner.id = o.user_id
-    JOIN api_key_tokens AS t ON t.hash = o.token_hash
-    LEFT JOIN api_keys AS k ON k.id = o.api_key_id
-    WHERE o.kind = 'create' AND o.idempotency_hash = %(idempotency_hash)s
-),
-freed AS (
-    UPDATE api_key_operations AS o SET idempotency_hash = NULL, body_fingerprint = NULL, updated_at = now()
-    FROM earlier
-    WHERE o.id = earlier.id AND earlier.verdict = 'free'
-    RETURNING o.id
-),
-resumed AS (
-    UPDATE api_key_operations AS o
-    SET epoch = o.epoch + 1, attempts = o.attempts + 1, updated_at = now(), earlier_answered = earlier.is_safe,
-        lease_until = now() + make_interval(secs => %(lease_seconds)s),
-        next_attempt_at = now() + make_interval(secs => greatest(%(lease_seconds)s, %(resume_seconds)s))
-    FROM earlier
-    WHERE o.id = earlier.id AND earlier.verdict = 'resume'
-    AND o.epoch = earlier.epoch AND o.state = 'pending' AND o.phase = 'forward' AND o.lease_until <= now()
-    RETURNING o.id, o.epoch, o.token_hash
-),
-unsafe_again AS (
-    UPDATE api_key_tokens AS t
-    SET unsafe_until = now() + make_interval(secs => %(lease_seconds)s + %(drain_seconds)s), updated_at = now()
-    FROM resumed
-    WHERE t.hash = resumed.token_hash
-),
+"""
+    + REPEATED
+    + """,
 refused AS (
     -- The operation's id, chosen before: asked a second time after a lost answer, this is recorded once.
     INSERT INTO audit_logs (
@@ -326,7 +270,9 @@ new_operation AS (
 SELECT
     to_jsonb(standing) AS standing,
     broken.rules AS broken_rules,
-    CASE WHEN earlier.verdict = 'resume' AND resumed.id IS NULL THEN 'running' ELSE earlier.verdict END AS verdict,
+    """
+    + VERDICT
+    + """,
     holder.id AS user_id,
     holder.sync_status = 'synced' AS is_known,
     holder.max_budget::float8 AS user_max_budget,
@@ -383,7 +329,7 @@ def begin_create(
     lease_seconds: float,
     drain_seconds: float,
     resume_seconds: float,
-) -> PendingCreate | Repeated | Refusal:
+) -> PendingCreate | Repeated[PendingCreate] | Refusal:
     """T1 of a create for the user `owner_id`, or with None for the caller, one round trip: the user, the rules, and when
     none is broken the row (not active), its models, the token (intended) and the operation; when one is broken, an
     audit record and a Refusal that names all.
@@ -421,6 +367,7 @@ def begin_create(
         "model_access": model_access,
         "gateway_models": Jsonb([msgspec.structs.asdict(model) for model in gateway_models]),
         "max_active_keys": max_active_keys,
+        "kind": "create",
         "idempotency_hash": idempotency and idempotency.key_hash,
         "body_fingerprint": idempotency and idempotency.body_fingerprint,
         "lease_seconds": lease_seconds,
@@ -462,35 +409,20 @@ def begin_create(
 
 def _pending_create(row: dict[str, Any]) -> PendingCreate:
     return msgspec.convert(
-        {
-            **row,
-            "subscription_id": row["request"].get("subscription_id"),
-            "settings": row["request"],
-            "user": GatewayUser(
-                id=row["user_id"],
-                is_known=row["is_known"],
-                max_budget=row["user_max_budget"],
-                tpm_limit=row["user_tpm_limit"],
-                rpm_limit=row["user_rpm_limit"],
-                budget_duration=row["user_budget_duration"],
-            ),
-        },
-        PendingCreate,
+        {**secret_fields(row), "subscription_id": row["request"].get("subscription_id")}, PendingCreate
     )
 
 
 # Each holds an id or a hash that was chosen before T1.
 _OF_A_CREATE = ("api_keys_pkey", "api_keys_key_hash_key", "api_key_tokens_pkey", "api_key_operations_pkey")
 
-_READ_CREATE = """/* read_create */
+_READ_CREATE: LiteralString = (
+    """/* read_create */
 SELECT
     o.id AS operation_id, o.epoch, o.request, o.api_key_id, o.token_hash, t.nonce, t.alias, k.created_at, o.key_prefix,
-    u.id AS user_id,
-    u.sync_status = 'synced' AS is_known,
-    u.max_budget::float8 AS user_max_budget,
-    u.tpm_limit AS user_tpm_limit,
-    u.rpm_limit AS user_rpm_limit,
-    u.budget_duration AS user_budget_duration,
+    """
+    + GATEWAY_USER
+    + """,
     floor(extract(epoch FROM k.expires_at - now()))::bigint AS remaining_seconds,
     (SELECT mark FROM keyservice_installation) AS mark,
     (
@@ -505,6 +437,7 @@ JOIN api_key_tokens AS t ON t.hash = o.token_hash
 JOIN api_keys AS k ON k.id = o.api_key_id
 JOIN users AS u ON u.id = o.user_id
 WHERE o.id = %(operation_id)s AND o.state = 'pending' AND o.phase = 'forward'"""
+)
 
 
 def read_create(database: Database, operation_id: UUID) -> PendingCreate | None:
@@ -513,7 +446,6 @@ def read_create(database: Database, operation_id: UUID) -> PendingCreate | None:
     return _pending_create(rows[0]) if rows else None
 
 
-# The gate: everything else selects from it, so that of several T2s of one operation exactly one does it all.
 _FINISH_CREATE: LiteralString = (
     """/* finish_create */
 WITH held AS (
@@ -540,59 +472,22 @@ checked AS (
     END AS reason
     FROM held
 ),
-gate AS (
-    UPDATE api_key_operations AS o
-    SET state = CASE WHEN checked.reason IS NULL THEN 'done' ELSE 'pending' END,
-        phase = CASE WHEN checked.reason IS NULL THEN 'forward' ELSE 'undo' END,
-        finished_at = CASE WHEN checked.reason IS NULL THEN now() END,
-        next_attempt_at = now(),
-        last_error = checked.reason,
-        updated_at = now()
-    FROM checked
-    WHERE o.id = %(operation_id)s AND o.epoch = %(epoch)s AND o.state = 'pending' AND o.phase = 'forward'
-    RETURNING o.*, checked.reason
-),
-passed AS (
-    SELECT * FROM gate WHERE state = 'done'
-),
+"""
+    + THROUGH_THE_GATE
+    + """,
 activated AS (
     UPDATE api_keys AS k
     SET is_active = true, sync_status = 'synced', sync_error = NULL, last_sync_at = now(), updated_at = now()
     FROM passed
     WHERE k.id = passed.api_key_id
-),
-token_answered AS (
-    -- The generate of this epoch was answered, whatever has become of the operation meanwhile. An earlier epoch's
-    -- may not have been: then the token stays unsafe.
-    UPDATE api_key_tokens AS t
-    SET state = CASE WHEN EXISTS (SELECT FROM passed) THEN 'live' ELSE t.state END,
-        unsafe_until = CASE WHEN held.earlier_answered THEN NULL ELSE t.unsafe_until END,
-        updated_at = now()
-    FROM held
-    WHERE t.hash = held.token_hash
-),
-user_known AS (
-    UPDATE users AS u SET sync_status = 'synced'
-    FROM passed
-    WHERE u.id = passed.user_id AND u.sync_status IS DISTINCT FROM 'synced'
-),
-audited AS (
-    """
-    + record_of("passed")
-    + """
 )
 SELECT
-    coalesce(gate.state, o.state) AS state,
-    coalesce(gate.phase, o.phase) AS phase,
-    coalesce(gate.reason, o.last_error) AS reason,
-    o.earlier_answered AS is_safe
-FROM api_key_operations AS o
-LEFT JOIN gate ON gate.id = o.id
-WHERE o.id = %(operation_id)s"""
+    """
+    + PROGRESS
 )
 
 
-def finish_create(database: Database, pending: PendingCreate) -> Created:
+def finish_create(database: Database, pending: PendingCreate) -> Progress:
     """T2 of a create, one round trip, after LiteLLM answered 200: the key goes live and the audit record is written,
     unless meanwhile the user, a subscription or the expiry no longer allows it: then the operation is to be undone.
 
@@ -605,41 +500,4 @@ def finish_create(database: Database, pending: PendingCreate) -> Created:
         Statement(LOCK_KEY, {"api_key_id": pending.api_key_id}),
         Statement(_FINISH_CREATE, parameters),
     )
-    return msgspec.convert(rows[0], Created)
-
-
-_FINISH_UNDO: LiteralString = (
-    """/* finish_undo */
-WITH gate AS (
-    UPDATE api_key_operations AS o
-    SET state = 'failed', phase = 'undo', finished_at = now(), last_error = %(reason)s, updated_at = now()
-    WHERE o.id = %(operation_id)s AND o.epoch = %(epoch)s AND o.state = 'pending'
-    RETURNING o.*
-),
-removed AS (
-    DELETE FROM api_keys AS k USING gate WHERE k.id = gate.api_key_id
-),
-token_dead AS (
-    UPDATE api_key_tokens AS t SET state = 'dead', unsafe_until = NULL, updated_at = now()
-    FROM gate
-    WHERE t.hash = gate.token_hash
-),
-audited AS (
-    """
-    + record_of("gate")
-    + """
-)
-SELECT state FROM gate"""
-)
-
-
-def finish_undo(database: Database, *, operation_id: UUID, epoch: int, api_key_id: UUID, reason: str) -> bool:
-    """The end of a create that did not work, once LiteLLM has said that the key is not there: no row, a dead token,
-    a failed operation and its audit record. Only for a token that was safe when LiteLLM was asked. False when another
-    has taken the operation over."""
-    _, rows = repeated_once(
-        database,
-        Statement(LOCK_KEY, {"api_key_id": api_key_id}),
-        Statement(_FINISH_UNDO, {"operation_id": operation_id, "epoch": epoch, "reason": reason}),
-    )
-    return bool(rows)
+    return msgspec.convert(rows[0], Progress)

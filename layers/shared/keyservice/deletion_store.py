@@ -9,19 +9,11 @@ import msgspec
 
 from keyservice.audit import record_of
 from keyservice.database import Database, Statement
-from keyservice.journal import LOCK_KEY, audited, identity, repeated_once, require_known
+from keyservice.journal import LOCK_KEY, LOCK_OWN_KEY, audited, identity, repeated_once, require_known
 from keyservice.models import Caller, PendingDelete
 from keyservice.standing import CALLER, OWNER, STANDING, Standing, require_may_change, user_not_found
 
-# Locks the key before the next statement takes its snapshot, and only for its owner.
-_LOCK_OWN_KEY = """/* lock_own_key */
-SELECT k.id
-FROM api_keys AS k
-JOIN users AS u ON u.id = k.user_id
-WHERE k.id = %(api_key_id)s AND (u.id = %(caller_id)s OR (u.oauth_provider = %(provider)s AND u.oauth_id = %(subject)s))
-FOR UPDATE OF k"""
-
-# The same for administrators, whose first request this may be.
+# For administrators, whose first request this may be; the same as LOCK_OWN_KEY is for owners.
 _LOCK_USERS_KEY: LiteralString = (
     """/* lock_users_key */
 WITH """
@@ -180,7 +172,7 @@ def begin_delete(
         "api_key_id": api_key_id,
         "lease_seconds": lease_seconds,
     }
-    lock = Statement(_LOCK_OWN_KEY if owner_id is None else _LOCK_USERS_KEY, parameters)
+    lock = Statement(LOCK_OWN_KEY if owner_id is None else _LOCK_USERS_KEY, parameters)
     _, rows = repeated_once(database, lock, Statement(_BEGIN_DELETE, parameters))
     require_known(caller, rows)
     if not rows:

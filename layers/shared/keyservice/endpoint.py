@@ -94,6 +94,10 @@ class Request:
             raise UnsupportedMediaType("Send the body as application/json")
         return decode_object(self._raw_body(), shape)
 
+    def optional_body[T: Struct](self, shape: type[T]) -> T:
+        """The JSON body, where one need not be sent: then all its fields have their defaults."""
+        return self.body(shape) if self._event.get("body") else shape()
+
     @property
     def if_match(self) -> str | None:
         return self.headers.get("if-match")

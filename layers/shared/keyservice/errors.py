@@ -17,6 +17,7 @@ ServiceError
 ├── UnsupportedMediaType    415 UNSUPPORTED_MEDIA_TYPE
 ├── IdempotencyKeyReused    422 IDEMPOTENCY_KEY_REUSED   another body came with this Idempotency-Key
 ├── UnsupportedSetting      422 UNSUPPORTED_SETTING      known, but this stack cannot enforce it
+├── TooManyRequests         429 RATE_LIMITED             more of these than a user may ask for; `retry_after_seconds`
 └── Unavailable             503 SERVICE_UNAVAILABLE      a dependency is down, slow or unclear; retry
     ├── DatabaseUnavailable
     │   └── OutcomeUnknown                               the connection broke: the statement may have committed
@@ -192,6 +193,15 @@ class UnsupportedSetting(ServiceError):
     code = "UNSUPPORTED_SETTING"
 
 
+class TooManyRequests(ServiceError):
+    status = 429
+    code = "RATE_LIMITED"
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class Unavailable(ServiceError):
     status = 503
     code = "SERVICE_UNAVAILABLE"
@@ -246,6 +256,24 @@ class DerivationUnavailable(Unavailable):
 class SecretUnavailable(Unavailable):
     def __init__(self) -> None:
         super().__init__("A secret this service needs is not available. Nothing was changed; try again shortly.")
+
+
+def key_inactive() -> InvalidRequest:
+    return InvalidRequest(
+        "API key is inactive",
+        details={
+            "field": "isActive",
+            "value": False,
+            "suggestion": "This API key has been deactivated and cannot be used",
+        },
+    )
+
+
+def key_expired() -> InvalidRequest:
+    return InvalidRequest(
+        "API key has expired",
+        details={"field": "expiresAt", "suggestion": "Please create a new API key to continue using the service"},
+    )
 
 
 def reason(trouble: ServiceError) -> str:

@@ -34,6 +34,20 @@ SELECT id FROM users WHERE id = %(user_id)s FOR NO KEY UPDATE"""
 LOCK_KEY = """/* lock_key */
 SELECT id FROM api_keys WHERE id = %(api_key_id)s FOR UPDATE"""
 
+# Serialises what a caller asks for; the next statement's snapshot is taken once it is held.
+LOCK_CALLER = """/* lock_caller */
+SELECT id FROM users
+WHERE id = %(caller_id)s OR (oauth_provider = %(provider)s AND oauth_id = %(subject)s)
+FOR NO KEY UPDATE"""
+
+# Only for its owner: nobody else can make others wait.
+LOCK_OWN_KEY = """/* lock_own_key */
+SELECT k.id
+FROM api_keys AS k
+JOIN users AS u ON u.id = k.user_id
+WHERE k.id = %(api_key_id)s AND (u.id = %(caller_id)s OR (u.oauth_provider = %(provider)s AND u.oauth_id = %(subject)s))
+FOR UPDATE OF k"""
+
 
 # A generate or a change that LiteLLM itself answered, or that was never sent, cannot come true later.
 _RELEASE = """/* release */

@@ -33,11 +33,11 @@ class KeyListing:
         """Raises NotFound for a key that is not there or not the caller's, Forbidden for an inactive caller."""
         key_id = parse_uuid(api_key_id)
         if key_id is None:
-            raise _key_not_found()
+            raise _missing_key()
         standing, found = store.find_key(self._database, caller, key_id)
         require_active(standing)
         if found is None:
-            raise _key_not_found()
+            raise _missing_key()
         telemetry.identify(key_id=key_id)
         return found
 
@@ -103,7 +103,7 @@ def parse_list_query(
     )
 
 
-def _key_not_found() -> NotFound:
+def _missing_key() -> NotFound:
     return NotFound(
         "API key not found",
         details={"resource": "API key", "suggestion": "Verify the API key identifier and try again"},

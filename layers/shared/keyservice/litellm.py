@@ -64,10 +64,14 @@ class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
     expires: datetime | None = None
     blocked: bool | None = None
     metadata: dict[str, Any] = {}
+    spend: float = 0.0
     team_id: str | None = None
     permissions: dict[str, Any] = {}
     soft_budget: float | None = None
     """Only /key/info tells it."""
+
+    def has_alias_of(self, mark: str) -> bool:
+        return (self.key_alias or "").startswith(f"{mark}:")
 
     def is_ours(self, mark: str) -> bool:
         """Whether alias and metadata bear the mark: an alias alone may be somebody else's."""
@@ -185,9 +189,11 @@ class LiteLLM:
         settings: KeySettings,
         remaining_seconds: int | None,
         token_hash: str,
+        spend_usd: float | None = None,
         deadline: Deadline,
     ) -> None:
-        """Makes the key with our secret; `key_type: llm_api` keeps it from making keys itself.
+        """Makes the key with our secret; `key_type: llm_api` keeps it from making keys itself. `spend_usd` counts as spent
+        already.
 
         Raises GatewayRefused when LiteLLM answered that it will not (400, 403, 422), GatewayUnavailable otherwise.
         """
@@ -204,6 +210,7 @@ class LiteLLM:
                 },
                 "duration": None if remaining_seconds is None else f"{remaining_seconds}s",
                 "soft_budget": settings.soft_budget,
+                "spend": spend_usd,
             }
         )
         answer = self._call("POST", "/key/generate", body=body, deadline=deadline)

@@ -58,6 +58,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     email: str
     full_name: str | None
     roles: tuple[str, ...]
+    authenticated_at: float | None = None
+    """When they last proved who they are, in seconds since 1970, if the token says so."""
     actor: Actor
 
 
@@ -158,8 +160,8 @@ class GatewayUser(msgspec.Struct, frozen=True, kw_only=True):
     budget_duration: str | None = None
 
 
-class PendingCreate(msgspec.Struct, frozen=True, kw_only=True):
-    """A create that T1 has committed; from the second epoch on LiteLLM may have seen it before."""
+class PendingSecret(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret that T1 has committed to; from the second epoch on LiteLLM may have seen it before."""
 
     operation_id: UUID
     epoch: int
@@ -171,14 +173,28 @@ class PendingCreate(msgspec.Struct, frozen=True, kw_only=True):
     mark: str
     settings: KeySettings
     remaining_seconds: int | None
+
+
+class PendingCreate(PendingSecret, frozen=True, kw_only=True):
+    """A create that T1 has committed."""
+
     model_details: list[ModelDetails]
     created_at: datetime
     key_prefix: str
     subscription_id: UUID | None = None
 
 
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """What T2 made of the operation behind a secret. `is_safe`: every generate for its token was answered."""
+
+    state: Literal["done", "failed", "superseded", "pending"]
+    phase: Literal["forward", "undo"]
+    reason: str | None
+    is_safe: bool
+
+
 class IssuedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The answer to a create, the only place where `key`, the secret, is ever shown."""
+    """The answer to a create; `key` is the secret."""
 
     id: UUID
     user_id: UUID
@@ -236,6 +252,81 @@ class ResetSpend(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     id: UUID
     current_spend: float
     reset_at: Timestamp
+
+
+class RotationRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The body of POST /api/v1/api-keys/{id}/rotate: how long the earlier secret goes on working, a week at most."""
+
+    grace_period_seconds: Annotated[int, Meta(ge=0, le=604_800)] = 0
+
+
+class PendingRotation(PendingSecret, frozen=True, kw_only=True):
+    """A rotation that T1 has committed; `old_hash` is the token of the secret that works until now."""
+
+    old_hash: str
+    old_prefix: str
+    key_prefix: str
+
+
+class PendingRetirement(msgspec.Struct, frozen=True, kw_only=True):
+    """Earlier secrets that have had their time: LiteLLM has to forget these tokens."""
+
+    operation_id: UUID
+    epoch: int
+    api_key_id: UUID
+    user_id: UUID
+    tokens: list[Token]
+
+
+class OldSecret(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What becomes of the secrets before: `valid` until `valid_until`; `ending`, LiteLLM has not confirmed yet; `ended`,
+    and from `effective_by` on refused by every LiteLLM replica."""
+
+    state: Literal["valid", "ending", "ended"]
+    valid_until: Timestamp | UnsetType = UNSET
+    effective_by: Timestamp | UnsetType = UNSET
+
+
+class RotatedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The answer to a rotation: LiteMaaS's fields, then what becomes of the secrets before. `key` is the new secret."""
+
+    id: UUID
+    key: str
+    key_prefix: str
+    rotated_at: Timestamp
+    old_prefix: str
+    old_secret: OldSecret
+
+
+class Rotation(msgspec.Struct, frozen=True, kw_only=True):
+    """`is_replayed`: the answer of an earlier request with the same Idempotency-Key, given again."""
+
+    key: RotatedKey
+    is_replayed: bool
+
+
+class CompletedRotation(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """`effective_by`: the moment from which the last LiteLLM replica has forgotten the earlier secrets."""
+
+    message: str
+    completed_at: Timestamp
+    effective_by: Timestamp
+
+
+class PendingCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    message: str
+    status: Literal["pending"] = "pending"
+
+
+type RevealPolicy = Literal["never", "recent-login"]
+
+
+class RevealedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The answer to a reveal; `key` is the secret."""
+
+    key: str
+    key_type: Literal["litellm"] = "litellm"
+    retrieved_at: Timestamp
 
 
 class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
@@ -496,6 +587,8 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     pending_creates: int
     pending_deletes: int
     pending_updates: int
+    pending_rotates: int
+    pending_retires: int
     oldest_pending_seconds: float
 
 

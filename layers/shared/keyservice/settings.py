@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from keyservice.models import ReconcileMode
+from keyservice.models import ReconcileMode, RevealPolicy
 
 
 class SettingsError(Exception):
@@ -107,6 +107,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         value = self.text("EXPIRY_MODE")
         if value not in ("deactivate", "delete"):
             raise SettingsError("the environment variable EXPIRY_MODE is neither `deactivate` nor `delete`")
+        return value
+
+    @property
+    def reveal_policy(self) -> RevealPolicy:
+        value = self.text("REVEAL_POLICY")
+        if value not in ("never", "recent-login"):
+            raise SettingsError("the environment variable REVEAL_POLICY is neither `never` nor `recent-login`")
         return value
 
     @property

@@ -7,14 +7,15 @@ import msgspec
 from keyservice import journal, telemetry
 from keyservice import settlement_store as store
 from keyservice.alteration_store import MISSING, fail_update, finish_update
-from keyservice.creation_store import finish_undo
 from keyservice.database import Database
 from keyservice.deletion_store import finish_delete
 from keyservice.errors import Braked, GatewayRefused, GatewayUnavailable, Unavailable, reason
+from keyservice.issuing_store import finish_undo
 from keyservice.litellm import LiteLLM
 from keyservice.models import Caller, CleanedUp, Deadline, SettleBrake, Settled, or_unset
 from keyservice.provenance import Deployment, find_brake
 from keyservice.reconciliation_store import read_installation
+from keyservice.retirement_store import begin_retirements, finish_retirement
 from keyservice.standing import require_may_change_all
 
 _AT_ONCE = 100
@@ -36,7 +37,7 @@ class SettleRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settlement:
-    """Needs no KMS: it finishes deletes and changes and undoes creates, and none of them takes a secret."""
+    """Needs no KMS: it finishes deletes and changes and undoes creates and rotations, and none of them takes a secret."""
 
     def __init__(self, *, database: Database, litellm: LiteLLM, rules: SettleRules) -> None:
         self._database = database
@@ -46,8 +47,9 @@ class Settlement:
     def run(self, *, deadline: Deadline) -> Settled:
         """Attempts every operation that is due, each once, until the time left does not suffice for another.
 
-        An accepted delete is final, and always attempted. Creates are undone and keys expired only when this database is
-        known to be the one LiteLLM's keys were made from: in a restored one a create may have come true since.
+        An accepted delete is final, and always attempted; so is the end of a grace. Creates and rotations are undone and
+        keys expired only when this database is known to be the one LiteLLM's keys were made from: in a restored one a
+        create may have come true since.
         Two runs at once share the work: an operation is claimed by one. Raises DatabaseUnavailable.
         """
         brake = self._find_brake()
@@ -58,6 +60,10 @@ class Settlement:
                 deadline=deadline,
             )
             self._begin_all(lambda: store.begin_correction(self._database, at_most=_AT_ONCE), deadline=deadline)
+        self._begin_all(
+            lambda: begin_retirements(self._database, system_user=store.SYSTEM_USER, at_most=_AT_ONCE),
+            deadline=deadline,
+        )
         attempted = settled = 0
         while deadline.remaining_seconds() > self._rules.gateway_seconds + self._rules.reserve_seconds:
             claimed = store.claim_due(
@@ -77,7 +83,13 @@ class Settlement:
             attempted=attempted,
             settled=settled,
             expired=expired,
-            pending={"create": state.pending_creates, "delete": state.pending_deletes, "update": state.pending_updates},
+            pending={
+                "create": state.pending_creates,
+                "delete": state.pending_deletes,
+                "update": state.pending_updates,
+                "rotate": state.pending_rotates,
+                "retire": state.pending_retires,
+            },
             oldest_pending_seconds=state.oldest_pending_seconds,
             is_braked=brake not in (None, "gatewayUnavailable"),
         )
@@ -202,7 +214,7 @@ def _settle_update(database: Database, litellm: LiteLLM, claimed: store.Claimed,
 
 
 def _finish(database: Database, claimed: store.Claimed) -> bool:
-    if claimed.kind == "create":
+    if claimed.kind in ("create", "rotate"):
         return finish_undo(
             database,
             operation_id=claimed.operation_id,
@@ -210,14 +222,15 @@ def _finish(database: Database, claimed: store.Claimed) -> bool:
             api_key_id=claimed.api_key_id,
             reason="undone: LiteLLM did not confirm it and nobody asked for it again",
         )
-    deleted_at = finish_delete(
+    finish = finish_retirement if claimed.kind == "retire" else finish_delete
+    finished_at = finish(
         database,
         operation_id=claimed.operation_id,
         epoch=claimed.epoch,
         api_key_id=claimed.api_key_id,
         gone_hashes=[token.hash for token in claimed.tokens],
     )
-    return deleted_at is not None
+    return finished_at is not None
 
 
 def _release(

@@ -21,7 +21,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 
     operation_id: UUID
     epoch: int
-    kind: Literal["create", "update", "delete"]
+    kind: Literal["create", "update", "rotate", "retire", "delete"]
     api_key_id: UUID
     attempts: int
     tokens: list[Token]
@@ -47,12 +47,15 @@ class JournalState(msgspec.Struct, frozen=True, kw_only=True):
     pending_creates: int
     pending_deletes: int
     pending_updates: int
+    pending_rotates: int
+    pending_retires: int
     oldest_pending_seconds: float
 
 
-# A create that nobody came back for is undone, and committed to it from here on. A change goes on, unless its row has
-# vanished: then it becomes the end of the key. The next attempt is set before this one
-# begins, so that an operation that kills its settler cannot hold up the others.
+# A create or a rotation that nobody came back for is undone, and committed to it from here on: its own token goes. A change
+# goes on, unless its row has vanished: then it becomes the end of the key. Of a retirement the tokens go whose time is over,
+# of a delete all of them. The next attempt is set before this one begins, so that an operation that kills its settler cannot
+# hold up the others.
 _CLAIM_DUE = """/* claim_due */
 WITH due AS (
     SELECT
@@ -62,8 +65,8 @@ WITH due AS (
     FROM api_key_operations
     WHERE state = 'pending' AND next_attempt_at <= now() AND lease_until <= now()
     -- A kind that only a later release knows is left to its settler: both run on one journal while a release goes out.
-    AND kind IN ('create', 'update', 'delete')
-    AND (kind = 'delete' OR NOT %(only_deletes)s)
+    AND kind IN ('create', 'update', 'rotate', 'retire', 'delete')
+    AND (kind IN ('retire', 'delete') OR NOT %(only_deletes)s)
     ORDER BY next_attempt_at
     FOR UPDATE SKIP LOCKED
     LIMIT 1
@@ -72,7 +75,7 @@ claimed AS (
     UPDATE api_key_operations AS o
     SET epoch = o.epoch + 1, attempts = o.attempts + 1, updated_at = now(),
         lease_until = now() + make_interval(secs => %(lease_seconds)s),
-        phase = CASE WHEN o.kind = 'create' THEN 'undo' ELSE o.phase END,
+        phase = CASE WHEN o.kind IN ('create', 'rotate') THEN 'undo' ELSE o.phase END,
         kind = due.kind,
         request = CASE WHEN due.kind <> o.kind THEN jsonb_build_object('reason', 'rowRemoved') ELSE o.request END,
         earlier_answered = CASE WHEN due.kind = 'update' THEN o.earlier_answered AND NOT EXISTS (
@@ -101,10 +104,12 @@ SELECT
         )
         FROM api_key_tokens AS t
         WHERE t.api_key_id = claimed.api_key_id AND t.state <> 'dead'
-        AND (
-            claimed.kind = 'delete' OR t.hash = claimed.token_hash
-            OR (claimed.kind = 'update' AND t.state IN ('live', 'retiring'))
-        )
+        AND CASE claimed.kind
+            WHEN 'delete' THEN true
+            WHEN 'update' THEN t.state IN ('live', 'retiring')
+            WHEN 'retire' THEN t.state = 'retiring' AND t.valid_until <= now()
+            ELSE t.hash = claimed.token_hash
+        END
     ) AS tokens
 FROM claimed"""
 
@@ -326,6 +331,8 @@ SELECT
     count(*) FILTER (WHERE kind = 'create') AS pending_creates,
     count(*) FILTER (WHERE kind = 'delete') AS pending_deletes,
     count(*) FILTER (WHERE kind = 'update') AS pending_updates,
+    count(*) FILTER (WHERE kind = 'rotate') AS pending_rotates,
+    count(*) FILTER (WHERE kind = 'retire') AS pending_retires,
     coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS oldest_pending_seconds
 FROM api_key_operations
 WHERE state = 'pending'"""

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from keyservice.operations import Operations
     from keyservice.provenance import Deployment
     from keyservice.reconciliation import Reconciliation
+    from keyservice.retirement import SecretRetirement
+    from keyservice.revelation import SecretRevelation
+    from keyservice.rotation import KeyRotation
     from keyservice.schema import Migrated, SchemaState
     from keyservice.settlement import ExpiryCleanup, Settlement
     from keyservice.spend import SpendSync
@@ -86,6 +89,50 @@ def key_creation() -> "KeyCreation":
             drain_seconds=settings().seconds("GATEWAY_DRAIN_SECONDS"),
             resume_seconds=settings().seconds("RESUME_SECONDS"),
         ),
+    )
+
+
+@cache
+def key_rotation() -> "KeyRotation":
+    from keyservice.derivation import KeyDeriver
+    from keyservice.rotation import KeyRotation, RotateRules
+
+    return KeyRotation(
+        database=database(),
+        litellm=litellm(),
+        deriver=KeyDeriver(mac_key_arn=settings().text("MAC_KEY_ARN")),
+        retirement=secret_retirement(),
+        rules=RotateRules(
+            lease_seconds=settings().lease_seconds,
+            drain_seconds=settings().seconds("GATEWAY_DRAIN_SECONDS"),
+            resume_seconds=settings().seconds("RESUME_SECONDS"),
+        ),
+    )
+
+
+@cache
+def secret_retirement() -> "SecretRetirement":
+    from keyservice.retirement import RetireRules, SecretRetirement
+
+    return SecretRetirement(
+        database=database(),
+        litellm=litellm(),
+        rules=RetireRules(
+            lease_seconds=settings().lease_seconds,
+            gateway_cache_seconds=settings().seconds("GATEWAY_CACHE_SECONDS"),
+        ),
+    )
+
+
+@cache
+def secret_revelation() -> "SecretRevelation":
+    from keyservice.derivation import KeyDeriver
+    from keyservice.revelation import SecretRevelation
+
+    return SecretRevelation(
+        database=database(),
+        deriver=KeyDeriver(mac_key_arn=settings().text("MAC_KEY_ARN")),
+        policy=settings().reveal_policy,
     )
 
 

@@ -211,8 +211,7 @@ def _answer(answer: Answer) -> Node:
         },
     }
     if answer.body is not None:
-        schema = _reference(type(answer.body)) if isinstance(answer.body, Struct) else {"type": "object"}
-        described["content"] = {_JSON: {"schema": schema, "example": _example(answer.body)}}
+        described["content"] = {_JSON: _answered(answer.body)}
     if answer.lines is not None:
         described["content"]["application/x-ndjson"] = {"schema": {"type": "string"}, "example": answer.lines}
     if answer.links:
@@ -220,6 +219,25 @@ def _answer(answer: Answer) -> Node:
             name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in answer.links
         }
     return described
+
+
+def _answered(body: Struct | tuple[Struct, ...] | Mapping[str, Any]) -> Node:
+    match body:
+        case Struct():
+            return {"schema": _reference(type(body)), "example": _example(body)}
+        case tuple():
+            return {
+                "schema": _any_of([_reference(type(shape)) for shape in body]),
+                "examples": {type(shape).__name__: {"value": _example(shape)} for shape in body},
+            }
+        case _:
+            return {"schema": {"type": "object"}, "example": _example(body)}
+
+
+def _shapes(answer: Answer) -> Iterator[type[Struct]]:
+    for body in answer.body if isinstance(answer.body, tuple) else (answer.body,):
+        if isinstance(body, Struct):
+            yield type(body)
 
 
 def _refused_with(entry: Operation, route: Route) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -302,12 +320,7 @@ _MEANINGS = _meanings()
 
 def _schemas() -> Node:
     bodies = [type(entry.body) for entry in OPERATIONS.values() if entry.body is not None]
-    answers = [
-        type(answer.body)
-        for entry in OPERATIONS.values()
-        for answer in entry.answers.values()
-        if isinstance(answer.body, Struct)
-    ]
+    answers = [shape for entry in OPERATIONS.values() for answer in entry.answers.values() for shape in _shapes(answer)]
     _, schemas = msgspec.json.schema_components(
         [*bodies, *answers, ErrorEnvelope, Violation], ref_template="#/components/schemas/{name}"
     )

@@ -14,7 +14,9 @@ from uuid import UUID
 from msgspec import Struct
 
 from keyservice.audit_trail import parse_audit_query
+from keyservice.deletion import parse_is_permanent
 from keyservice.errors import (
+    Braked,
     Gone,
     IdempotencyKeyReused,
     InvalidRequest,
@@ -30,6 +32,7 @@ from keyservice.listing import parse_list_query
 from keyservice.models import (
     AuditPage,
     AuditRecord,
+    CleanedUp,
     CursorPage,
     DefaultSettings,
     DeletedKey,
@@ -49,6 +52,7 @@ from keyservice.models import (
     PendingDeletion,
     ResetSpend,
     RetriedOperation,
+    RevokedKey,
     ValidatedKey,
 )
 from keyservice.operations import parse_operation_query
@@ -58,10 +62,12 @@ type Schema = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """`body`: an example; a mapping is any JSON object, None is no body. `lines`: an example of the same as NDJSON."""
+    """`body`: an example; several are one of each shape, a mapping is any JSON object, None is no body. `lines`: an example
+    of the same as NDJSON.
+    """
 
     description: str
-    body: Struct | Mapping[str, Any] | None
+    body: Struct | tuple[Struct, ...] | Mapping[str, Any] | None
     headers: tuple[str, ...] = ()
     lines: str | None = None
     links: tuple[str, ...] = ()
@@ -89,6 +95,11 @@ QUERY: Mapping[str, Schema] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
     "cursor": {"type": "string", "description": "The nextCursor of an earlier page; not together with page."},
     "isActive": {"type": "boolean"},
+    "permanent": {
+        "type": "boolean",
+        "default": False,
+        "description": "true: the key is deleted; otherwise it is revoked, and still listed.",
+    },
     "modelIds": {
         "type": "array",
         "items": {"type": "string", "pattern": r"^[^\u0000]*$"},
@@ -96,8 +107,10 @@ QUERY: Mapping[str, Schema] = {
     },
     "subscriptionId": {"type": "string", "format": "uuid"},
     "userId": {"type": "string", "format": "uuid"},
+    "subjectId": {"type": "string", "format": "uuid", "description": "Records of what belongs to this user."},
     "state": {"type": "string", "enum": ["pending", "failed"], "default": "pending"},
     "action": {"type": "string", "maxLength": 100, "description": "Such as API_KEY_DELETE."},
+    "resourceType": {"type": "string", "maxLength": 50, "description": "Such as API_KEY."},
     "resourceId": {"type": "string", "maxLength": 255},
     "success": {"type": "boolean"},
     "from": {"type": "string", "format": "date-time"},
@@ -162,6 +175,33 @@ KEY = ListedKey(
     status="active",
     spend_as_of="2026-11-22T14:05:00.000Z",
 )
+NEW_KEY = NewApiKey(model_ids=["gpt-4o"], name="Research", max_budget=25, budget_duration="monthly")
+ISSUED = IssuedKey(
+    id=KEY_ID,
+    user_id=USER_ID,
+    name="Research",
+    key="sk-lmk_…",
+    key_prefix="sk-lmk_3fK9",
+    models=["gpt-4o"],
+    model_details=[MODEL],
+    is_active=True,
+    created_at="2026-11-22T13:00:00.000Z",
+    status="active",
+)
+DELETED = DeletedKey(
+    message="API key deleted successfully",
+    deleted_at="2026-11-22T13:00:00.000Z",
+    effective_by="2026-11-22T13:01:00.000Z",
+)
+REVOKED = RevokedKey(
+    message="API key revoked successfully",
+    revoked_at="2026-11-22T13:00:00.000Z",
+    effective_by="2026-11-22T13:01:00.000Z",
+)
+STILL_ENDING = Answer(
+    description="The key is off; LiteLLM will forget it without being asked again here, as soon as it answers.",
+    body=PendingDeletion(message="API key deletion accepted."),
+)
 KEYS = KeyPage(data=[KEY], pagination=Pagination(page=1, limit=20, total=1, total_pages=1))
 KEY_DEFAULTS = KeyDefaults(
     defaults=DefaultSettings(max_budget=5, budget_duration="monthly"), maximums=MaximumSettings(max_budget=50)
@@ -180,6 +220,7 @@ RECORD = AuditRecord(
 
 CHANGES = KeyChanges(name="Renamed", rpm_limit=120)
 CHANGED = Answer(description="The key as it is now, which LiteLLM has stored.", body=KEY, headers=("ETag",))
+CREATE_ERRORS = (NotFound, OperationSuperseded, OperationInProgress, Gone, IdempotencyKeyReused)
 CHANGE_ERRORS = (OperationInProgress, OperationSuperseded, PreconditionFailed)
 
 # By the names of the files in functions/.
@@ -188,28 +229,17 @@ OPERATIONS: Mapping[str, Operation] = {
         tag="Keys",
         summary="Create a key",
         description="The answer is the only place where the secret, `key`, is shown.",
-        body=NewApiKey(model_ids=["gpt-4o"], name="Research", max_budget=25, budget_duration="monthly"),
+        body=NEW_KEY,
         headers=("Idempotency-Key",),
         answers={
             201: Answer(
                 description="LiteLLM accepts the key.",
-                body=IssuedKey(
-                    id=KEY_ID,
-                    user_id=USER_ID,
-                    name="Research",
-                    key="sk-lmk_…",
-                    key_prefix="sk-lmk_3fK9",
-                    models=["gpt-4o"],
-                    model_details=[MODEL],
-                    is_active=True,
-                    created_at="2026-11-22T13:00:00.000Z",
-                    status="active",
-                ),
+                body=ISSUED,
                 headers=("Location", "Idempotency-Replayed", "X-Api-Deprecation-Warning", "X-Api-Migration-Guide"),
                 links=("get_api_key", "delete_api_key"),
             )
         },
-        errors=(NotFound, OperationSuperseded, OperationInProgress, Gone, IdempotencyKeyReused),
+        errors=CREATE_ERRORS,
     ),
     "list_api_keys": Operation(
         tag="Keys",
@@ -226,18 +256,8 @@ OPERATIONS: Mapping[str, Operation] = {
         tag="Keys",
         summary="Delete an own key",
         answers={
-            200: Answer(
-                description="LiteLLM has confirmed it.",
-                body=DeletedKey(
-                    message="API key deleted successfully",
-                    deleted_at="2026-11-22T13:00:00.000Z",
-                    effective_by="2026-11-22T13:01:00.000Z",
-                ),
-            ),
-            202: Answer(
-                description="The key is off; it will be deleted without being asked again as soon as LiteLLM answers.",
-                body=PendingDeletion(message="API key deletion accepted."),
-            ),
+            200: Answer(description="LiteLLM has confirmed it.", body=DELETED),
+            202: STILL_ENDING,
         },
     ),
     "update_api_key": Operation(
@@ -297,6 +317,46 @@ OPERATIONS: Mapping[str, Operation] = {
         headers=("If-Match",),
         answers={200: CHANGED},
         errors=CHANGE_ERRORS,
+    ),
+    "create_user_api_key": Operation(
+        tag="Administration",
+        summary="Create a key for a user",
+        description="Under the user's rules. The answer is the only place where the secret, `key`, is shown.",
+        body=NEW_KEY,
+        headers=("Idempotency-Key",),
+        answers={
+            201: Answer(description="LiteLLM accepts the key.", body=ISSUED, headers=("Idempotency-Replayed",)),
+        },
+        errors=CREATE_ERRORS,
+    ),
+    "delete_user_api_key": Operation(
+        tag="Administration",
+        summary="Revoke or delete a user's key",
+        query=parse_is_permanent,
+        answers={
+            200: Answer(description="LiteLLM has confirmed it.", body=(REVOKED, DELETED)),
+            202: STILL_ENDING,
+        },
+    ),
+    "clean_up_expired": Operation(
+        tag="Administration",
+        summary="Let expired keys leave now",
+        description="At most 100 at once, whoever's.",
+        answers={
+            200: Answer(
+                description="All are gone.",
+                body=CleanedUp(message="Expired API keys cleaned up successfully", cleaned_count=3, pending_count=0),
+            ),
+            202: Answer(
+                description="Those pending follow without anyone asking.",
+                body=CleanedUp(
+                    message="Expired API keys are being cleaned up; those pending follow without anyone asking",
+                    cleaned_count=100,
+                    pending_count=20,
+                ),
+            ),
+        },
+        errors=(Braked,),
     ),
     "get_key_defaults": Operation(
         tag="Settings",

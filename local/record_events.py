@@ -93,8 +93,12 @@ CALLS = {
     ),
     "list_all_api_keys": Call(method="GET", path=f"{KEYS}/admin/all?userId={SUBJECT}&limit=50"),
     "list_user_api_keys": Call(method="GET", path=f"{ADMIN}/users/{SUBJECT}/api-keys", status=404),
-    "create_user_api_key": Call(method="POST", path=f"{ADMIN}/users/{SUBJECT}/api-keys", body=NEW_KEY, headers=JSON),
-    "delete_user_api_key": Call(method="DELETE", path=f"{ADMIN}/users/{SUBJECT}/api-keys/{KEY_ID}?permanent=true"),
+    "create_user_api_key": Call(
+        method="POST", path=f"{ADMIN}/users/{SUBJECT}/api-keys", body=NEW_KEY, headers=JSON, status=404
+    ),
+    "delete_user_api_key": Call(
+        method="DELETE", path=f"{ADMIN}/users/{SUBJECT}/api-keys/{KEY_ID}?permanent=true", status=404
+    ),
     "clean_up_expired": Call(method="POST", path=f"{KEYS}/admin/cleanup-expired"),
     "get_key_defaults": Call(method="GET", path="/api/v1/config/api-key-defaults"),
     "get_key_defaults_as_admin": Call(method="GET", path=f"{ADMIN}/settings/api-key-defaults"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import to_builtins
 from openapi_schema_validator import OAS31Validator, oas31_format_checker
 
 from keyservice.errors import InvalidRequest
@@ -93,14 +94,15 @@ def test_the_defaults_of_a_query_are_those_of_its_parser(name: str) -> None:
     parse = OPERATIONS[name].query
     assert parse is not None
     query = parse({})
+    values = {"permanent": query} if isinstance(query, bool) else to_builtins(query)
     described = {
         parameter: QUERY[parameter]["default"]
         for parameter in asked_for(OPERATIONS[name])
         if "default" in QUERY[parameter]
     }
 
-    assert described == {parameter: getattr(query, parameter) for parameter in described}
-    assert "limit" in described
+    assert described == {parameter: values[parameter] for parameter in described}
+    assert described != {}
 
 
 def test_every_example_is_one(document: dict[str, Any]) -> None:
@@ -115,7 +117,9 @@ def test_every_example_is_one(document: dict[str, Any]) -> None:
     for media_type in media_types:
         schema = {**media_type["schema"], "components": document["components"]}
         validator = OAS31Validator(schema, format_checker=oas31_format_checker)
-        assert [error.message for error in validator.iter_errors(media_type["example"])] == []
+        shapes = media_type.get("examples", {"": {"value": media_type.get("example")}})
+        for example in shapes.values():
+            assert [error.message for error in validator.iter_errors(example["value"])] == []
     assert len(media_types) > len(OPERATIONS)
 
 

@@ -84,7 +84,7 @@ RETRY = "not the caller's fault: 503 with Retry-After, and the change stays to b
 RETRY_LATER = "the database is not there: 503 with Retry-After"
 NOT_SWALLOWED = "202 until LiteLLM has confirmed it; LiteMaaS says deleted while the key still works"
 NOT_ENFORCED = "422 that names the field, before anything is made"
-LEFT = "an expired key has left LiteLLM, or is about to"
+LEFT = "an expired key has left LiteLLM, or is about to; a new one helps"
 STILL_READS = "the roles readonly and admin-readonly see, and change nothing"
 
 CREATE = f"POST {KEYS}"
@@ -96,6 +96,7 @@ RESET = f"POST {KEYS}/{{id}}/reset-spend"
 STATS = f"GET {KEYS}/stats"
 VALIDATE = f"POST {KEYS}/validate"
 ALL = f"GET {KEYS}/admin/all"
+CLEANUP = f"POST {KEYS}/admin/cleanup-expired"
 BAD = "400 VALIDATION_ERROR"
 BROKEN = "500 INTERNAL_ERROR"
 DOOR = "401 of API Gateway"
@@ -578,6 +579,22 @@ CASES: Mapping[str, list[Case]] = {
         Case("as a user", FORBIDDEN, FORBIDDEN),
         Case("as admin-readonly", FORBIDDEN, "200", STILL_READS, Ask(who="admin-readonly")),
         Case("no token", UNAUTHORIZED, DOOR, AT_THE_DOOR, Ask(who="nobody")),
+    ],
+    CLEANUP: [
+        Case("nothing expired, as an administrator", "200", "200", "", Ask(who="an administrator")),
+        Case(
+            "one expired key, as an administrator",
+            BROKEN,
+            "200",
+            "LiteMaaS fails as soon as there is one",
+            Ask(
+                who="an administrator",
+                given="two keys, one expired",
+                holds=lambda body: body["cleanedCount"] >= 1 and body["pendingCount"] == 0,
+            ),
+        ),
+        Case("as a user", FORBIDDEN, FORBIDDEN),
+        Case("LiteMaaS's administrator's key", BROKEN, DOOR, AT_THE_DOOR, Ask(who="a key of LiteMaaS's administrator")),
     ],
     f"GET {KEYS}/{{id}}/nothing": [
         Case("no such route", NONE, "404 of API Gateway", "API Gateway says so itself; its body is `{message}`"),

@@ -75,7 +75,7 @@ def test_of_an_inactive_key_is_400_as_in_litemaas(service: Service, alice: Perso
     error = error_of(admin.reset_spend(key_id), status=400, code="VALIDATION_ERROR")
 
     assert error["message"] == "Cannot reset spend for inactive API key"
-    assert error["details"]["suggestion"] == "Reactivate the API key before resetting spend"
+    assert error["details"]["suggestion"] == "A key that is inactive, revoked or expired stays so. Create a new API key"
 
 
 class TestWhereOwnersMay:

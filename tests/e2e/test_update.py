@@ -316,7 +316,7 @@ class TestKeyThatIsNotThere:
 
 class TestInactiveKey:
     @pytest.mark.parametrize("why", ["is_active = false", "revoked_at = now()", "expires_at = now()"])
-    def test_is_400_as_in_litemaas(self, service: Service, alice: Person, why: str):
+    def test_is_400_and_says_that_only_a_new_one_helps(self, service: Service, alice: Person, why: str):
         key = alice.has_key()
         if why == "is_active = false":
             service.rows("UPDATE api_keys SET is_active = false WHERE id = %(id)s", id=key["id"])
@@ -331,7 +331,7 @@ class TestInactiveKey:
         assert error["details"] == {
             "field": "isActive",
             "value": False,
-            "suggestion": "Reactivate the API key before making updates",
+            "suggestion": "A key that is inactive, revoked or expired stays so. Create a new API key",
         }
 
 

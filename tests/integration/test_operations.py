@@ -238,7 +238,7 @@ class TestRetry:
 
         assert service.rows("SELECT * FROM api_key_operations") == before
 
-    @pytest.mark.parametrize("operation_id", [str(uuid4()), "x", "", "a" * 5000, "\0"])
+    @pytest.mark.parametrize("operation_id", ["9e107d9d-372b-4b6a-8f3e-5a1c0b6d2f47", "x", "", "a" * 5000, "\0"])
     def test_of_an_unknown_operation_is_not_found(self, service: Service, operation_id: str):
         with pytest.raises(NotFound) as caught:
             retried(service, operation_id)

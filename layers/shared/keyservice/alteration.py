@@ -96,7 +96,7 @@ class KeyAlteration:
             drain_seconds=self._rules.drain_seconds,
         )
         allow = standing.require_may_change_own if owner_id is None else standing.require_may_change_all
-        pending = self._require_begun(begun, key_id, allow=allow, to_do="update", doing="making updates")
+        pending = self._require_begun(begun, key_id, allow=allow, to_do="update")
         show = listing_store.show_key(key_id)
         if pending is None:
             [rows] = journal.repeated_once(self._database, show)
@@ -119,9 +119,7 @@ class KeyAlteration:
             lease_seconds=self._rules.lease_seconds,
             drain_seconds=self._rules.drain_seconds,
         )
-        pending = self._require_begun(
-            begun, key_id, allow=standing.require_may_change_own, to_do="reset spend for", doing="resetting spend"
-        )
+        pending = self._require_begun(begun, key_id, allow=standing.require_may_change_own, to_do="reset spend for")
         if pending is None:
             raise missing_key(key_id)
         updated, _ = self._carry_out(pending, shown=[], deadline=deadline)
@@ -130,7 +128,7 @@ class KeyAlteration:
         return ResetSpend(id=key_id, current_spend=0.0, reset_at=timestamp(updated.finished_at))
 
     def _require_begun(
-        self, begun: store.Begun, key_id: uuid.UUID, *, allow: Callable[[Standing], None], to_do: str, doing: str
+        self, begun: store.Begun, key_id: uuid.UUID, *, allow: Callable[[Standing], None], to_do: str
     ) -> PendingUpdate | None:
         """None when there is nothing to do."""
         if begun.standing is None:
@@ -156,7 +154,7 @@ class KeyAlteration:
                         details={
                             "field": "isActive",
                             "value": False,
-                            "suggestion": f"Reactivate the API key before {doing}",
+                            "suggestion": "A key that is inactive, revoked or expired stays so. Create a new API key",
                         },
                     )
                 raise refusal_of(begun.refusal.rules, model_access=self._rules.model_access)

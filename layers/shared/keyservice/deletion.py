@@ -32,6 +32,15 @@ class DeleteRules(msgspec.Struct, frozen=True, kw_only=True):
     gateway_cache_seconds: float
 
 
+def parse_is_permanent(parameters: Mapping[str, str]) -> bool:
+    """What the query says of the row. Raises InvalidRequest for another `permanent` than true and false."""
+    violations: list[Violation] = []
+    is_permanent = parse_boolean(parameters, "permanent", violations=violations)
+    if violations:
+        raise invalid(violations)
+    return is_permanent or False
+
+
 class KeyDeletion:
     def __init__(self, *, database: Database, litellm: LiteLLM, rules: DeleteRules) -> None:
         self._database = database
@@ -54,10 +63,7 @@ class KeyDeletion:
 
         Raises InvalidRequest for another `permanent`, Forbidden for anyone but the role admin.
         """
-        violations: list[Violation] = []
-        is_permanent = parse_boolean(parameters, "permanent", violations=violations)
-        if violations:
-            raise invalid(violations)
+        is_permanent = parse_is_permanent(parameters)
         owner_id = standing.parse_owner(user_id)
         if is_permanent:
             return self._delete(caller, api_key_id, owner_id=owner_id, deadline=deadline)

@@ -351,8 +351,8 @@ class RevokedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The same of a key whose row stays."""
 
     message: str
-    revoked_at: str
-    effective_by: str
+    revoked_at: Timestamp
+    effective_by: Timestamp
 
 
 class PendingDeletion(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from keyservice.errors import (
     OperationSuperseded,
     PreconditionFailed,
     ServiceError,
+    TooManyRequests,
 )
 from keyservice.health import Health
 from keyservice.listing import parse_list_query
@@ -33,6 +34,7 @@ from keyservice.models import (
     AuditPage,
     AuditRecord,
     CleanedUp,
+    CompletedRotation,
     CursorPage,
     DefaultSettings,
     DeletedKey,
@@ -47,12 +49,17 @@ from keyservice.models import (
     MaximumSettings,
     ModelDetails,
     NewApiKey,
+    OldSecret,
     OperationPage,
     Pagination,
+    PendingCompletion,
     PendingDeletion,
     ResetSpend,
     RetriedOperation,
+    RevealedKey,
     RevokedKey,
+    RotatedKey,
+    RotationRequest,
     ValidatedKey,
 )
 from keyservice.operations import parse_operation_query
@@ -259,6 +266,60 @@ OPERATIONS: Mapping[str, Operation] = {
             200: Answer(description="LiteLLM has confirmed it.", body=DELETED),
             202: STILL_ENDING,
         },
+    ),
+    "rotate_api_key": Operation(
+        tag="Keys",
+        summary="Give an own key a new secret",
+        description="The new secret works before the old one ends; with a grace both do for a while.",
+        body=RotationRequest(grace_period_seconds=3600),
+        is_body_optional=True,
+        headers=("Idempotency-Key",),
+        answers={
+            200: Answer(
+                description="LiteLLM accepts the new secret, which is shown this once.",
+                body=RotatedKey(
+                    id=KEY_ID,
+                    key="sk-lmk_…",
+                    key_prefix="sk-lmk_7Qa2",
+                    rotated_at="2026-11-22T13:00:00.000Z",
+                    old_prefix="sk-lmk_3fK9",
+                    old_secret=OldSecret(state="valid", valid_until="2026-11-22T14:00:00.000Z"),
+                ),
+                headers=("Idempotency-Replayed",),
+            )
+        },
+        errors=(OperationInProgress, OperationSuperseded, Gone, IdempotencyKeyReused),
+    ),
+    "complete_rotation": Operation(
+        tag="Keys",
+        summary="End the grace of the earlier secrets now",
+        answers={
+            200: Answer(
+                description="LiteLLM has confirmed it.",
+                body=CompletedRotation(
+                    message="Rotation completed",
+                    completed_at="2026-11-22T13:00:00.000Z",
+                    effective_by="2026-11-22T13:01:00.000Z",
+                ),
+            ),
+            202: Answer(
+                description="They will end without being asked again as soon as LiteLLM answers.",
+                body=PendingCompletion(message="Completion accepted."),
+            ),
+        },
+        errors=(OperationInProgress, OperationOver),
+    ),
+    "reveal_api_key": Operation(
+        tag="Keys",
+        summary="Show the secret of an own key again",
+        description="Where the stack allows it, and only after a recent login; otherwise 410 says why.",
+        answers={
+            200: Answer(
+                description="Audited before it is shown.",
+                body=RevealedKey(key="sk-lmk_…", retrieved_at="2026-11-22T13:00:00.000Z"),
+            )
+        },
+        errors=(InvalidRequest, Gone, TooManyRequests),
     ),
     "update_api_key": Operation(
         tag="Keys",

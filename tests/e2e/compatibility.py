@@ -85,6 +85,8 @@ RETRY_LATER = "the database is not there: 503 with Retry-After"
 NOT_SWALLOWED = "202 until LiteLLM has confirmed it; LiteMaaS says deleted while the key still works"
 NOT_ENFORCED = "422 that names the field, before anything is made"
 LEFT = "an expired key has left LiteLLM, or is about to; a new one helps"
+MADE_UP = "LiteMaaS answers with a secret of its own making, which LiteLLM has never seen"
+NEVER_WHY = "unless the stack allows it, no secret is shown twice"
 STILL_READS = "the roles readonly and admin-readonly see, and change nothing"
 
 CREATE = f"POST {KEYS}"
@@ -96,6 +98,8 @@ RESET = f"POST {KEYS}/{{id}}/reset-spend"
 STATS = f"GET {KEYS}/stats"
 VALIDATE = f"POST {KEYS}/validate"
 ALL = f"GET {KEYS}/admin/all"
+ROTATE = f"POST {KEYS}/{{id}}/rotate"
+REVEAL = f"POST {KEYS}/{{id}}/reveal"
 CLEANUP = f"POST {KEYS}/admin/cleanup-expired"
 BAD = "400 VALIDATION_ERROR"
 BROKEN = "500 INTERNAL_ERROR"
@@ -104,6 +108,7 @@ NONE = "404 NOT_FOUND"
 UNAUTHORIZED = "401 UNAUTHORIZED"
 LATER = "503 SERVICE_UNAVAILABLE"
 FORBIDDEN = "403 FORBIDDEN"
+NEVER = "410 GONE"
 UNSUPPORTED = "422 UNSUPPORTED_SETTING"
 
 
@@ -579,6 +584,58 @@ CASES: Mapping[str, list[Case]] = {
         Case("as a user", FORBIDDEN, FORBIDDEN),
         Case("as admin-readonly", FORBIDDEN, "200", STILL_READS, Ask(who="admin-readonly")),
         Case("no token", UNAUTHORIZED, DOOR, AT_THE_DOOR, Ask(who="nobody")),
+    ],
+    ROTATE: [
+        Case("own", "200", "200", "limits, owner and spend stay; LiteMaaS loses most of them"),
+        Case("another's", NONE, NONE, "", Ask(key="another's")),
+        Case("missing", NONE, NONE, "", Ask(key="missing")),
+        Case("malformed id", BROKEN, NONE, NO_SUCH_ID, Ask(key="malformed")),
+        Case(
+            "JSON announced, none sent",
+            BAD,
+            "200",
+            "no body is needed",
+            Ask(headers={"content-type": "application/json"}),
+        ),
+        Case("revoked", "200", BAD, "LiteMaaS makes it work again", Ask(key="revoked")),
+        Case("expired", "200", BAD, "a secret that has expired already", Ask(key="expired")),
+        Case("no token", UNAUTHORIZED, DOOR, AT_THE_DOOR, Ask(who="nobody")),
+        Case("role readonly", "200", FORBIDDEN, STILL_READS, Ask(who="readonly")),
+        Case("LiteLLM unreachable", "200", LATER, MADE_UP, Ask(trouble="LiteLLM unreachable")),
+        Case("LiteLLM answers 500", "200", LATER, MADE_UP, Ask(trouble="LiteLLM answers 500")),
+        Case("LiteLLM answers 400", "200", BAD, MADE_UP, Ask(trouble="LiteLLM answers 400")),
+        Case("LiteLLM answers no JSON", "200", LATER, MADE_UP, Ask(trouble="LiteLLM answers 502 without JSON")),
+        Case(
+            "key gone in LiteLLM",
+            "200",
+            "410 GONE",
+            "nothing is left to rotate: delete it and make another",
+            Ask(key="gone in LiteLLM"),
+        ),
+        Case(
+            "PostgreSQL restarted",
+            "none: the process ends",
+            "200",
+            "the connection is opened anew",
+            Ask(trouble="PostgreSQL restarted"),
+        ),
+        Case("PostgreSQL down", UNAUTHORIZED, LATER, RETRY_LATER, Ask(trouble="PostgreSQL down")),
+    ],
+    REVEAL: [
+        Case("own", "200", NEVER, NEVER_WHY),
+        Case("another's", NONE, NONE, "", Ask(key="another's")),
+        Case("missing", NONE, NONE, "", Ask(key="missing")),
+        Case("malformed id", BROKEN, NONE, NO_SUCH_ID, Ask(key="malformed")),
+        Case("revoked", BAD, NEVER, NEVER_WHY, Ask(key="revoked")),
+        Case("expired", BAD, NEVER, NEVER_WHY, Ask(key="expired")),
+        Case("a login long ago", FORBIDDEN, NEVER, NEVER_WHY),
+        Case("no token", UNAUTHORIZED, DOOR, AT_THE_DOOR, Ask(who="nobody")),
+        Case("LiteLLM unreachable", "200", NEVER, NEVER_WHY, Ask(trouble="LiteLLM unreachable")),
+        Case("LiteLLM answers 500", "200", NEVER, NEVER_WHY, Ask(trouble="LiteLLM answers 500")),
+        Case("LiteLLM answers no JSON", "200", NEVER, NEVER_WHY, Ask(trouble="LiteLLM answers 502 without JSON")),
+        Case("key gone in LiteLLM", "200", NEVER, NEVER_WHY, Ask(key="gone in LiteLLM")),
+        Case("PostgreSQL restarted", "none: the process ends", NEVER, NEVER_WHY, Ask(trouble="PostgreSQL restarted")),
+        Case("PostgreSQL down", UNAUTHORIZED, LATER, RETRY_LATER, Ask(trouble="PostgreSQL down")),
     ],
     CLEANUP: [
         Case("nothing expired, as an administrator", "200", "200", "", Ask(who="an administrator")),

@@ -25,6 +25,7 @@ ALL = [
     "0009_rotation",
     "0010_key_fields",
     "0011_adoption",
+    "0012_audit_filters",
 ]
 TABLES = [
     "api_key_models",

@@ -174,12 +174,15 @@ class Situation:
         return self
 
     def is_altered_in_gateway(self) -> "Situation":
-        """The key that LiteLLM has made for what is unfinished."""
-        [unfinished] = self.rig.rows(
-            "SELECT token_hash FROM api_key_operations WHERE api_key_id = %(key_id)s AND state = 'pending'",
+        """The newest secret that LiteLLM has made for the key."""
+        newest, *_ = self.rig.rows(
+            """
+            SELECT hash FROM api_key_tokens WHERE api_key_id = %(key_id)s AND state IN ('intended', 'live')
+            ORDER BY number DESC
+            """,
             key_id=self.key_id,
         )
-        answer = self.rig.gateway("POST", "/key/update", json={"key": unfinished["token_hash"], "tpm_limit": 7})
+        answer = self.rig.gateway("POST", "/key/update", json={"key": newest["hash"], "tpm_limit": 7})
         assert answer.status_code == 200, answer.text
         return self
 

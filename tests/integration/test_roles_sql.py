@@ -54,7 +54,8 @@ def test_migrations_run_as_the_migrator_and_the_app_has_no_ddl(postgres: Postgre
     done = run(postgres, **names, app_password="one", migrator_password="two")
 
     assert (done.returncode, done.stderr) == (0, "")
-    with psycopg.connect(postgres.dsn(names["database"], user=names["migrator"], password="two")) as migrator:
+    migrator_dsn = postgres.dsn(names["database"], user=names["migrator"], password="two")
+    with psycopg.connect(migrator_dsn, autocommit=True) as migrator:
         migrate(migrator, app_user=names["app"], stack_name="keyservice-test", litellm_url="http://litellm.test")
     with psycopg.connect(postgres.dsn(names["database"], user=names["app"], password="one")) as app:
         assert app.execute("SELECT count(*) FROM api_keys").fetchone() == (0,)

@@ -14,7 +14,10 @@ CREATE TABLE users (
     last_login_at timestamptz, created_at timestamptz DEFAULT now(), updated_at timestamptz DEFAULT now(),
     UNIQUE (oauth_provider, oauth_id)
 );
-CREATE TABLE teams (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name varchar(255) NOT NULL);
+CREATE TABLE teams (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name varchar(255) NOT NULL, lite_llm_team_id varchar(255),
+    is_active boolean DEFAULT true
+);
 CREATE TABLE team_members (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(), team_id uuid NOT NULL REFERENCES teams (id) ON DELETE CASCADE,
     user_id uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE, role varchar(20) NOT NULL, UNIQUE (team_id, user_id)

@@ -12,6 +12,10 @@ ALTER TABLE users
     ADD COLUMN IF NOT EXISTS sync_status varchar(20) DEFAULT 'pending',
     ADD COLUMN IF NOT EXISTS last_login_at timestamptz;
 
+ALTER TABLE teams
+    ADD COLUMN IF NOT EXISTS lite_llm_team_id varchar(255),
+    ADD COLUMN IF NOT EXISTS is_active boolean DEFAULT true;
+
 ALTER TABLE subscriptions
     ADD COLUMN IF NOT EXISTS team_id uuid REFERENCES teams (id),
     ADD COLUMN IF NOT EXISTS expires_at timestamptz;

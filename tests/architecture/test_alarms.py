@@ -239,7 +239,7 @@ def test_queries_look_where_the_functions_write(stack: dict[str, Any]) -> None:
     resources = stack["Resources"]
     groups = {name for name, r in resources.items() if r["Type"] == "AWS::Logs::LogGroup"} - {"ApiAccessLogs"}
     jobs = {f"{name}Logs" for name in SCHEDULED}
-    migration = {"MigrateDatabaseLogs"}
+    invoked = {"MigrateDatabaseLogs", "AdoptLiteMaaSKeysLogs"}
     looked_at = {
         name: {group["Ref"] for group in r["Properties"]["LogGroupNames"]}
         for name, r in resources.items()
@@ -247,12 +247,12 @@ def test_queries_look_where_the_functions_write(stack: dict[str, Any]) -> None:
     }
 
     assert looked_at == {
-        "ColdStartsQuery": groups - jobs - migration,
-        "FailedRequestsQuery": groups - jobs - migration,
+        "ColdStartsQuery": groups - jobs - invoked,
+        "FailedRequestsQuery": groups - jobs - invoked,
         "JobsQuery": jobs,
-        "OneRequestQuery": groups - jobs - migration,
-        "RefusedRequestsQuery": groups - jobs - migration,
-        "SlowRequestsQuery": groups - jobs - migration,
+        "OneRequestQuery": groups - jobs - invoked,
+        "RefusedRequestsQuery": groups - jobs - invoked,
+        "SlowRequestsQuery": groups - jobs - invoked,
         "UnexpectedQuery": groups,
     }
 

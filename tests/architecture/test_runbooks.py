@@ -13,7 +13,7 @@ from tests.architecture.translation import ROOT
 # Where the command line has another name than the service, and what it adds by itself (AWS CLI reference).
 SERVICES = {"deploy": "codedeploy"}
 OF_THE_COMMAND_LINE = {("logs", "tail"): {"since", "format", "follow"}}
-GLOBAL_OPTIONS = {"cli-binary-format", "output", "query", "region", "profile"}
+GLOBAL_OPTIONS = {"cli-binary-format", "cli-read-timeout", "output", "query", "region", "profile"}
 PAGES = sorted((ROOT / "docs/runbooks").glob("*.md"))
 
 

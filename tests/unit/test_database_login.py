@@ -36,7 +36,8 @@ def query(token: str) -> dict[str, str]:
 
 
 def test_token_is_the_one_boto3_signs(credentials: None):
-    client = boto3.client("rds", region_name="eu-central-1")
+    # A session of its own: the default one keeps the credentials of whoever asked it first.
+    client = boto3.session.Session().client("rds", region_name="eu-central-1")
 
     def both() -> tuple[str, str]:
         theirs = client.generate_db_auth_token(DBHostname=HOST, Port=5432, DBUsername="keyservice_app")

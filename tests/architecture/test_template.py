@@ -420,7 +420,7 @@ def test_each_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
     assert of_type(resources, "AWS::IAM::ManagedPolicy") == {}
 
 
-def test_with_iam_every_function_that_asks_the_database_for_callers_may_log_in_as_the_app_role_and_no_other(
+def test_with_iam_all_but_what_an_operator_invokes_may_log_in_as_the_app_role_and_as_no_other(
     template: dict[str, Any], resources: dict[str, Any]
 ) -> None:
     policy = resources["FunctionsLogInWithIam"]

@@ -85,7 +85,7 @@ CALLS = {
     ),
     "complete_rotation": Call(method="POST", path=f"{KEYS}/{KEY_ID}/rotate/complete", status=404),
     "reveal_api_key": Call(
-        method="POST", path=f"{KEYS}/{KEY_ID}/reveal", claims=FULL_CLAIMS | {"auth_time": 1_800_000_000}, status=410
+        method="POST", path=f"{KEYS}/{KEY_ID}/reveal", claims=FULL_CLAIMS | {"auth_time": 1_800_000_000}, status=404
     ),
     "get_api_key_stats": Call(method="GET", path=f"{KEYS}/stats"),
     "validate_api_key": Call(

@@ -85,7 +85,8 @@ def test_a_full_key_shows_every_setting(service: Service, alice: Person):
     service.rows(
         """
         UPDATE api_keys SET current_spend = 9.25, last_used_at = '2026-11-01T10:00:00.123456Z',
-            last_sync_at = '2026-11-01T11:00:00Z'
+            -- Later than every round over the shared stack's keys.
+            last_sync_at = '2028-11-01T11:00:00Z'
         WHERE id = %(id)s
         """,
         id=key["id"],
@@ -101,7 +102,7 @@ def test_a_full_key_shows_every_setting(service: Service, alice: Person):
     assert listed["name"] == "full"
     assert listed["expiresAt"] == "2029-06-01T00:00:00.000Z"
     assert listed["lastUsedAt"] == "2026-11-01T10:00:00.123Z"
-    assert listed["spendAsOf"] == "2026-11-01T11:00:00.000Z"
+    assert listed["spendAsOf"] == "2028-11-01T11:00:00.000Z"
     assert listed["currentSpend"] == 9.25
     assert (listed["maxBudget"], listed["softBudget"], listed["budgetDuration"]) == (25.5, 20, "monthly")
     assert (listed["tpmLimit"], listed["rpmLimit"], listed["maxParallelRequests"]) == (1000, 60, 4)

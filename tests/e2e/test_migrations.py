@@ -22,6 +22,7 @@ ALL = [
     "0005_findings",
     "0006_overseeing",
     "0007_spend",
+    "0008_changes",
     "0009_rotation",
     "0010_key_fields",
     "0011_adoption",

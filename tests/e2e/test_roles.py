@@ -90,7 +90,7 @@ def test_every_route_that_asks_for_a_token_is_in_the_table():
     events = [
         event["Properties"]
         for resource in read_template()["Resources"].values()
-        for event in resource["Properties"].get("Events", {}).values()
+        for event in resource.get("Properties", {}).get("Events", {}).values()
         if event["Type"] == "HttpApi"
     ]
     routes = {(event["Method"], event["Path"]) for event in events if "Auth" not in event}

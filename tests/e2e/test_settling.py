@@ -270,6 +270,8 @@ def test_a_run_logs_one_line_and_its_metrics(settling_service: FragileService, r
         "create": [report["pendingCreates"]],
         "delete": [report["pendingDeletes"]],
         "update": [report["pendingUpdates"]],
+        "rotate": [report["pendingRotates"]],
+        "retire": [report["pendingRetires"]],
     }
     assert (request["operation"], request["outcome"]) == ("settle_operations", "success")
     assert settled["key"] not in repr(lines)

@@ -23,7 +23,7 @@ SINCE ?=
 # The LiteLLM of a person's shell must not slip into tests that start the stand-in.
 ON_STAND_IN := env -u LITELLM_URL -u LITELLM_MASTER_KEY
 
-.PHONY: help demo dev test check openapi contract faults build plan deploy preflight release lock clean
+.PHONY: help demo dev test check openapi contract faults bench build plan deploy preflight release lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ faults: .venv/ready ## break everything at every step, then walk on while it bre
 	@$(ON_STAND_IN) $(PYTHON) -m tests.faults.report $(ARGS)
 	@echo "== a real LiteLLM"
 	@.ci/with-litellm $(PYTHON) -m tests.faults.report --quick --operations 500 $(ARGS)
+
+bench: .venv/ready ## what requests cost here: time, processor, round trips; cold starts, load, a million keys
+	@$(ON_STAND_IN) $(PYTHON) -m bench $(ARGS)
 
 build: .venv/ready .tools/sam/ready ## what goes to AWS, in .aws-sam/: build for template.yaml, litemaas for a drop-in
 	@.ci/build

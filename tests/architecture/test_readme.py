@@ -6,8 +6,8 @@ import pytest
 
 from tests.architecture.translation import ROOT
 
-# These deploy or build for AWS, write what is kept in the repository, or run until they are stopped.
-NOT_IN_CI = {"build", "clean", "deploy", "dev", "help", "lock", "openapi", "plan", "preflight"}
+# These measure for minutes, deploy or build for AWS, write what is kept in the repository, or run until they are stopped.
+NOT_IN_CI = {"bench", "build", "clean", "deploy", "dev", "help", "lock", "openapi", "plan", "preflight"}
 
 
 @pytest.fixture(scope="module")

@@ -415,7 +415,9 @@ def test_a_key_that_is_blocked_in_litellm_gets_no_new_secret(service: Service, a
 def test_a_key_that_litemaas_made_gets_a_secret_of_ours(service: Service, alice: Person):
     secret = f"sk-{uuid4().hex}"
     service.ledger.secrets[secret] = "a key of LiteMaaS's"
-    made = {"key": secret, "key_alias": f"litemaas-{uuid4()}", "models": ["gpt-4o"], "spend": 1.5}
+    team_id = f"team-{uuid4()}"
+    service.gateway("POST", "/team/new", json={"team_id": team_id})
+    made = {"key": secret, "key_alias": f"litemaas-{uuid4()}", "models": ["gpt-4o"], "spend": 1.5, "team_id": team_id}
     service.gateway("POST", GENERATE, json=made | {"user_id": str(alice.user_id)})
     [row] = service.rows(
         "INSERT INTO api_keys (user_id, name, key_hash, key_prefix, litellm_key_alias, max_budget, sync_status)"
@@ -431,6 +433,7 @@ def test_a_key_that_litemaas_made_gets_a_secret_of_ours(service: Service, alice:
     new = service.gateway_key(hash_of(rotated["key"]))
     assert new is not None
     assert (new["spend"], new["max_budget"], rotated["oldPrefix"]) == (1.5, 10, "sk-theirs")
+    assert new["team_id"] == team_id
     assert (service.use(secret), service.use(rotated["key"])) == (200, 200)
     assert tokens_of(service, row["id"]) == [(1, "retiring"), (2, "live")]
     assert alice.complete(row["id"]).status_code == 200

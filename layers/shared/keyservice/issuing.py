@@ -29,7 +29,7 @@ from keyservice.errors import (
     reason,
 )
 from keyservice.issuing_store import Repeated
-from keyservice.litellm import LiteLLM
+from keyservice.litellm import GatewayKey, LiteLLM
 from keyservice.models import Deadline, Idempotency, PendingSecret, Progress
 
 
@@ -89,10 +89,13 @@ class SecretIssuing:
                 raise GatewayUnavailable("the key expired before LiteLLM confirmed it", may_still_happen=False)
             found = self._litellm.find(pending.token_hash, deadline=deadline)
             if found is None:
-                spend_usd = self._spend_of(old_hash, deadline=deadline)
+                old = self._old_key(old_hash, deadline=deadline)
+                pending = _in_team_of(old, pending)
                 self._prepare(pending, deadline=deadline)
-                self._generate(pending, derived, spend_usd=spend_usd, deadline=deadline)
+                self._generate(pending, derived, spend_usd=old and old.spend, deadline=deadline)
                 found = self._litellm.find(pending.token_hash, deadline=deadline)
+            elif old_hash is not None:
+                pending = _in_team_of(found, pending)
             if found is None:
                 raise GatewayUnavailable("key/info: the key is not there", may_still_happen=True)
             if found.differences(pending.settings):
@@ -116,7 +119,8 @@ class SecretIssuing:
     ) -> float:
         started = time.monotonic()
         try:
-            spend_usd = self._spend_of(old_hash, deadline=deadline)
+            old = self._old_key(old_hash, deadline=deadline)
+            pending = _in_team_of(old, pending)
             self._prepare(pending, deadline=deadline)
         except (Gone, Forbidden) as refusal:
             self._finish_undo(pending, refusal.message)
@@ -129,14 +133,14 @@ class SecretIssuing:
             raise OperationPending from trouble
         try:
             asked = _aged(pending, seconds=time.monotonic() - started)
-            self._generate(asked, derived, spend_usd=spend_usd, deadline=deadline)
+            self._generate(asked, derived, spend_usd=old and old.spend, deadline=deadline)
         except GatewayRefused as refused:
             self._give_up_refused(pending, refused, deadline=deadline)
             raise
         except Unavailable as trouble:
             self._release(pending, trouble, may_still_happen=_may_still_happen(trouble))
             raise OperationPending from trouble
-        return spend_usd or 0.0
+        return old.spend if old is not None else 0.0
 
     def _prepare(self, pending: PendingSecret, *, deadline: Deadline) -> None:
         """What has to be there in LiteLLM before the key. Raises GatewayRefused for a team that is not."""
@@ -146,8 +150,8 @@ class SecretIssuing:
         if team_id is not None and not self._litellm.has_team(team_id, deadline=deadline):
             raise GatewayRefused(status_answered=404, fields=["teamId"])
 
-    def _spend_of(self, old_hash: str | None, *, deadline: Deadline) -> float | None:
-        """What the key has spent so far. One that LiteLLM has lost, or that somebody blocked there, gets no new secret."""
+    def _old_key(self, old_hash: str | None, *, deadline: Deadline) -> GatewayKey | None:
+        """The key so far. One that LiteLLM has lost, or that somebody blocked there, gets no new secret."""
         if old_hash is None:
             return None
         old = self._litellm.find(old_hash, deadline=deadline)
@@ -155,7 +159,7 @@ class SecretIssuing:
             raise Gone("LiteLLM does not know this key any more. Delete it and create another.")
         if old.blocked:
             raise Forbidden("This key is blocked in LiteLLM. Ask an administrator.")
-        return old.spend
+        return old
 
     def _generate(
         self, pending: PendingSecret, derived: DerivedSecret, *, spend_usd: float | None, deadline: Deadline
@@ -229,6 +233,14 @@ def hindrance_of(repeated: Repeated[Any], *, what: str) -> ServiceError:
             return OperationInProgress("What this Idempotency-Key began is being undone. Try again shortly.")
         case _:
             return OperationInProgress("A request with this Idempotency-Key is still running. Try again shortly.")
+
+
+def _in_team_of[P: PendingSecret](other: GatewayKey | None, pending: P) -> P:
+    """A key that LiteMaaS made may be in a team that its row does not name: its next secret is in it, too."""
+    if other is None or pending.settings.lite_llm_team_id is not None:
+        return pending
+    settings = msgspec.structs.replace(pending.settings, lite_llm_team_id=other.team_id)
+    return msgspec.structs.replace(pending, settings=settings)
 
 
 def _aged[P: PendingSecret](pending: P, *, seconds: float) -> P:

@@ -151,7 +151,7 @@ def test_settler_whose_lease_ran_out_changes_nothing_any_more(rig: Rig, alice: P
         delete.let_go()
 
     assert second is not None
-    # A day later graces that other tests began have ended as well.
+    # The rig is shared: a day later something of another test may be due as well.
     assert second["settled"] >= 1
     assert sorted(rig.operations_of(situation.key_id)) == [("create", "done"), ("delete", "done")]
     assert_quiet_and_kept(rig, alice)

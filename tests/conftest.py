@@ -1,9 +1,14 @@
 """Fixtures every test may ask for; nothing starts before one does."""
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
+
+# Read when telemetry is first imported, by whichever test's directory that is; as the template sets them.
+os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "keyservice")
+os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "KeyService")
 
 pytest_plugins = ["tests.support.fixtures"]
 

@@ -29,7 +29,8 @@ def ledger() -> Ledger:
 
 @pytest.fixture(scope="session")
 def http() -> Iterator[httpx.Client]:
-    limits = httpx.Limits(max_connections=100, keepalive_expiry=3)
+    # Many threads share it, and httpcore may close an idle connection that another thread has just taken.
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=0)
     with httpx.Client(trust_env=False, timeout=40, limits=limits, headers={"user-agent": USER_AGENT}) as client:
         yield client
 

@@ -377,7 +377,8 @@ def running_rig(
         # The stand-in's process belongs to the stack that started it; restarting it is this rig's business.
         stack.litellm = behind.litellm
         insert_models(stack.admin_dsn, MODELS)
-        limits = httpx.Limits(max_connections=100, keepalive_expiry=3)
+        # Many threads share it, and httpcore may close an idle connection that another thread has just taken.
+        limits = httpx.Limits(max_connections=100, max_keepalive_connections=0)
         http = closing.enter_context(
             httpx.Client(trust_env=False, timeout=60, limits=limits, headers={"user-agent": USER_AGENT})
         )

@@ -1,13 +1,8 @@
 """The service's classes on real parts: PostgreSQL as the app role, the LiteLLM stand-in, KMS and Secrets Manager."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
-
-# Read when telemetry is imported, as the template sets them.
-os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "keyservice")
-os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "KeyService")
 
 from keyservice.derivation import KeyDeriver
 from keyservice.secret_values import SecretValues

@@ -2,16 +2,11 @@
 
 import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-# Read when telemetry is imported, as the template sets them.
-os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "keyservice")
-os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "KeyService")
 
 from keyservice import telemetry, wiring
 from tests.unit.scripted_server import ScriptedServer

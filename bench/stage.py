@@ -1,11 +1,10 @@
 """The running service under measurement: who calls it, and what its functions say of each request."""
 
-import json
 import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 
 from bench.clients import Answer, Caller, Operation, Plan
+from local.function_log import objects_in
 from local.litellm_process import LiteLLMProcess
 from local.seed import insert_models, subscribe
 from local.stack import LocalStack
@@ -98,19 +98,17 @@ class Stage:
         yield told
         with self.stack.log_path.open("rb") as log:
             log.seek(start)
-            told.extend(one for line in log if (one := _told(line)) is not None)
+            written = log.read().decode()
+        told.extend(one for metrics in objects_in(written) if (one := _told(metrics)) is not None)
 
     def cpu_seconds(self, functions: Sequence[str]) -> float:
         """That the functions' living processes have used so far, in user and kernel mode."""
         return sum(_cpu_seconds(pid) for function in functions for pid in self.stack.worker_pids(function))
 
 
-def _told(line: bytes) -> Told | None:
-    """None of a line that is no request's metrics."""
-    if b'"_aws"' not in line or b'"operation"' not in line:
-        return None
-    metrics: dict[str, Any] = json.loads(line)
-    if "Latency" not in metrics:
+def _told(metrics: Mapping[str, Any]) -> Told | None:
+    """None of what is not the metrics of one request by its operation."""
+    if "operation" not in metrics or "Latency" not in metrics:
         return None
     return Told(
         operation=metrics["operation"],

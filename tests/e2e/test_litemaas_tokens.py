@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from local import litemaas_template
+from local.function_log import objects_in
 from local.record_events import EVENTS
 from local.seed import insert_models, subscribe
 from local.stack import LocalStack
@@ -289,7 +290,7 @@ def test_why_a_token_was_refused_stands_in_the_log_without_the_token(drop_in: Dr
         drop_in.get(token)
 
     log = drop_in.stack.log_path.read_text()
-    lines = [json.loads(line) for line in log.splitlines() if '"token refused"' in line]
+    lines = [line for line in objects_in(log) if line.get("message") == "token refused"]
     assert {"expired", "signature", "algorithm"} <= {line["reason"] for line in lines}
     assert [token for token in tokens if token in log] == []
 

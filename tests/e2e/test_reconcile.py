@@ -1,7 +1,6 @@
 """Reconcile as the schedule calls it: its role, its settings, its answer and its traces."""
 
-import json
-
+from local.function_log import objects_in
 from tests.e2e.service import Person, Service, hash_of
 
 
@@ -18,11 +17,11 @@ def test_a_run_reports_and_touches_nothing_by_default(service: Service, alice: P
 
 
 def test_a_run_leaves_one_line_and_its_metrics_in_the_log(service: Service):
-    before = len(service.stack.log_path.read_text().splitlines())
+    before = len(service.stack.log_path.read_text())
 
     report = service.stack.invoke("Reconcile", {})
 
-    lines = [json.loads(line) for line in service.stack.log_path.read_text().splitlines()[before:] if line[:1] == "{"]
+    lines = list(objects_in(service.stack.log_path.read_text()[before:]))
     [told] = [line for line in lines if line.get("job") == "reconcile"]
     assert {name: told.get(name) for name in report} == report
     [metrics] = [line for line in lines if "KeysCompared" in line]

@@ -1,12 +1,12 @@
 """settle_operations: whatever was interrupted is finished, without anyone asking."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from local.function_log import objects_in
 from local.workers import InvocationFailed
 from tests.e2e.conftest import FragileService
 from tests.e2e.service import Person, Row, Service
@@ -254,7 +254,7 @@ def test_a_run_logs_one_line_and_its_metrics(settling_service: FragileService, r
 
     report = settling_service.settle()
 
-    lines: list[Row] = [json.loads(line) for line in log.read_text()[before:].splitlines() if line.startswith("{")]
+    lines: list[Row] = list(objects_in(log.read_text()[before:]))
     [line] = [line for line in lines if line.get("message") == "job done"]
     [numbers] = [line for line in lines if "OldestPendingAge" in line]
     pending = {line["kind"]: line["PendingOperations"] for line in lines if "PendingOperations" in line}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from local.function_log import objects_in
 from local.stack import STACK_NAME
 from tests.architecture.translation import read_template
 from tests.e2e.conftest import FragileService
@@ -17,11 +18,10 @@ OWN = "KeyService"
 type Emitted = dict[tuple[str, frozenset[tuple[str, str]]], list[float]]
 
 
-def emitted_since(service: FragileService, line_number: int) -> Emitted:
+def emitted_since(service: FragileService, position: int) -> Emitted:
     """Values by metric and dimensions, as CloudWatch reads them from the log."""
     found: Emitted = {}
-    for text in service.stack.log_path.read_text().splitlines()[line_number:]:
-        line = json.loads(text) if text.startswith("{") else {}
+    for line in objects_in(service.stack.log_path.read_text()[position:]):
         for directive in line.get("_aws", {}).get("CloudWatchMetrics", []):
             assert directive["Namespace"] == OWN
             for names in directive["Dimensions"]:
@@ -56,7 +56,7 @@ def emitted(fragile_service: FragileService) -> Iterator[Emitted]:
     """By a service on a bad day: LiteLLM fails, changes wait, a key is where it should not be, the database is a clone."""
     service = fragile_service
     service.stack.retire_workers()
-    begin = len(service.stack.log_path.read_text().splitlines())
+    begin = len(service.stack.log_path.read_text())
     orphan = make_orphan(service)
     service.stack.invoke("Reconcile", {})
     service.stack.invoke("SyncSpend", {})

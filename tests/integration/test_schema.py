@@ -163,10 +163,11 @@ def until(connection: Connection, query: LiteralString) -> None:
         time.sleep(0.02)
 
 
+# For a transaction, not for the table, which autovacuum may hold before the index is in the catalogue.
 BUILDS_AND_WAITS: LiteralString = """
 SELECT EXISTS (
     SELECT FROM pg_stat_activity
-    WHERE datname = 'schema' AND wait_event_type = 'Lock' AND query LIKE 'CREATE INDEX CONCURRENTLY%'
+    WHERE datname = 'schema' AND wait_event = 'virtualxid' AND query LIKE 'CREATE INDEX CONCURRENTLY%'
 )"""
 WAITS_FOR_A_TABLE: LiteralString = """
 SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock')"""

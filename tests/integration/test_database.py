@@ -1,14 +1,19 @@
 """The connection: what it survives, what it gives up, and what it says then."""
 
+import math
 import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
+import msgspec
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from keyservice.database import Statement
 from keyservice.errors import DatabaseUnavailable, OperationPending, OutcomeUnknown, SecretUnavailable
@@ -17,6 +22,7 @@ from local.roles import APP
 from tests.integration.service import Service
 
 PING = Statement("/* ping */ SELECT 1 AS one")
+PREPARED = Statement("/* prepared */ SELECT statement FROM pg_prepared_statements", is_prepared=False)
 WHO = Statement("/* who */ SELECT pg_backend_pid() AS pid, current_user AS name")
 
 
@@ -58,6 +64,82 @@ class TestTransaction:
         assert service.database.round_trip(
             Statement("/* a */ UPDATE users SET full_name = %(name)s WHERE false", {"name": "x"})
         ) == [[]]
+
+
+class TestPrepared:
+    def test_a_statement_is_prepared_once_whatever_it_is_given(self, service: Service):
+        statement = (
+            "/* pick */ SELECT %(number)s::bigint AS number, %(words)s::text[] AS words, %(facts)s::jsonb AS facts"
+        )
+        given: list[dict[str, Any]] = [
+            {"number": 1, "words": ["a", 'b"c', "d,e", None], "facts": Jsonb({"a": [1.5, None]})},
+            {"number": 10**12, "words": [], "facts": Jsonb([])},
+            {"number": None, "words": None, "facts": None},
+        ]
+
+        taken = [service.database.round_trip(Statement(statement, values))[0][0] for values in given]
+
+        assert taken == [{**values, "facts": values["facts"] and values["facts"].obj} for values in given]
+        assert self.prepared(service).count("pick") == 1
+
+    def test_values_arrive_as_they_are(self, service: Service):
+        moment = datetime(2026, 11, 22, 13, 5, 9, 123456, tzinfo=UTC)
+        values = {"id": UUID(int=7), "moment": moment, "flag": False, "share": 0.1, "text": "%s 'x' \\ é"}
+
+        [[row]] = service.database.round_trip(
+            Statement(
+                """/* values */ SELECT %(id)s::uuid AS id, %(moment)s::timestamptz AS moment, %(flag)s::boolean AS flag,
+                    %(share)s::float8 AS share, %(text)s::text AS text, 7 %% 4 AS rest""",
+                values,
+            )
+        )
+
+        assert row == {**values, "rest": 3}
+
+    def test_a_number_too_great_for_json_does_not_hide_the_row(self, service: Service):
+        [[row]] = service.database.round_trip(
+            Statement("/* great */ SELECT to_jsonb((repeat('9', 400) || '.5')::numeric) AS number")
+        )
+
+        assert row == {"number": math.inf}
+
+    def test_one_that_is_planned_each_time_is_not(self, service: Service):
+        service.database.round_trip(Statement("/* anew */ SELECT 1 AS one", is_prepared=False))
+
+        assert "anew" not in self.prepared(service)
+
+    def test_nothing_is_prepared_behind_a_pooler_that_forgets(self, service: Service):
+        settings = msgspec.structs.replace(service.database_settings(), prepares_statements=False)
+        database = service.connect_database(settings)
+        database.round_trip(PING)
+
+        [rows] = database.round_trip(PREPARED)
+
+        assert rows == []
+
+    def test_is_prepared_again_after_the_transaction_it_was_prepared_in_has_failed(self, service: Service):
+        fails = Statement("/* fails */ SELECT 1 / 0 AS nothing")
+        follows = Statement("/* follows */ SELECT 1 AS one")
+        for _ in range(2):
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                service.database.round_trip(PING, fails, follows)
+
+        assert service.database.round_trip(PING, follows) == [[{"one": 1}], [{"one": 1}]]
+
+    def test_a_column_of_another_type_since_then_is_unavailable_once(self, service: Service):
+        names = Statement("/* names */ SELECT username FROM users WHERE false")
+        service.database.round_trip(names)
+        service.rows("ALTER TABLE users ALTER COLUMN username TYPE text")
+
+        with pytest.raises(DatabaseUnavailable) as caught:
+            service.database.round_trip(names)
+
+        assert not isinstance(caught.value, OutcomeUnknown)
+        assert service.database.round_trip(names) == [[]]
+
+    def prepared(self, service: Service) -> list[str]:
+        [rows] = service.database.round_trip(PREPARED)
+        return [row["statement"].split()[1] for row in rows]
 
 
 class TestStaleConnection:

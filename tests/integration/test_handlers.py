@@ -58,6 +58,7 @@ def environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[p
         "DATABASE_NAME": service.database_under_test.name,
         "DATABASE_SECRET_ARN": service.cloud.database_secret_arn,
         "DATABASE_CA_BUNDLE": "",
+        "DATABASE_PREPARED_STATEMENTS": "true",
         "DATABASE_APP_USER": APP,
         "LITELLM_URL": service.gateway_faults.url,
         "LITELLM_SECRET_ARN": service.cloud.litellm_secret_arn,

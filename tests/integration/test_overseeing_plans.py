@@ -7,8 +7,10 @@ import psycopg
 import pytest
 from psycopg import ClientCursor
 from psycopg.rows import DictRow, dict_row
+from psycopg.sql import Literal
 
 from keyservice import audit_trail_store, listing_store, validation_store
+from keyservice.parameters import positional
 from local.postgres import PostgresServer
 from local.roles import MIGRATOR, Passwords
 from tests.support.fixtures import TEMPLATE
@@ -31,10 +33,9 @@ ALL_RECORDS: dict[str, Any] = {
     "max_bytes": 5_000_000,
 }
 ALL_KEYS: dict[str, Any] = {
-    **dict.fromkeys(("user_id", "subscription_id", "model_ids", "is_active", "after_id", "after_created_at"), None),
+    **dict.fromkeys(("user_id", "subscription_id", "model_ids", "is_active"), None),
     "limit": 20,
     "offset": 0,
-    "total": 1,
 }
 NOBODY = "99999999-9999-4999-8999-999999999999"
 MOMENT = "2026-11-22T13:05:09.123456Z"
@@ -123,17 +124,22 @@ def test_audit_records_are_found_by_index(crowded: psycopg.Connection[DictRow], 
     ("filters", "index"),
     [
         pytest.param({}, "api_keys_newest_first", id="none"),
-        pytest.param({"after_created_at": MOMENT, "after_id": NOBODY}, "api_keys_newest_first", id="a cursor"),
         pytest.param({"user_id": NOBODY}, "api_keys_of_user_newest_first", id="a user"),
     ],
 )
+@pytest.mark.parametrize("position", ["first page", "by cursor"])
 def test_keys_of_everybody_are_found_by_index(
-    crowded: psycopg.Connection[DictRow], filters: dict[str, Any], index: str
+    crowded: psycopg.Connection[DictRow], position: str, filters: dict[str, Any], index: str
 ):
-    read = scans(crowded, listing_store._LIST_ALL_KEYS, CALLER | ALL_KEYS | filters)
+    by_cursor = {"after_created_at": MOMENT, "after_id": NOBODY, "total": 9}
+    if position == "by cursor":
+        read = scans(crowded, listing_store._LIST_ALL_KEYS_AFTER, CALLER | ALL_KEYS | by_cursor | filters)
+    else:
+        read = scans(crowded, listing_store._LIST_ALL_KEYS, CALLER | ALL_KEYS | filters)
 
     assert index in read
-    assert "all of api_keys" not in read
+    # Counting everybody's keys has to.
+    assert ("all of api_keys" in read) == (position == "first page" and not filters)
 
 
 @pytest.fixture(scope="module")
@@ -162,19 +168,43 @@ def collector(crowded: psycopg.Connection[DictRow]) -> dict[str, Any]:
 def test_a_page_of_many_keys_reads_no_more_than_the_page(
     crowded: psycopg.Connection[DictRow], collector: dict[str, Any], position: str, filters: dict[str, Any]
 ):
-    cursor = collector if position == "by cursor" else {}
-    parameters = CALLER | {"subject": "collector"} | ALL_KEYS | {"limit": 100} | cursor | filters
+    is_counted = position == "first page"
+    statement = listing_store._LIST_KEYS if is_counted else listing_store._LIST_KEYS_AFTER
+    parameters = CALLER | {"subject": "collector", "total": 3000} | ALL_KEYS | {"limit": 100} | collector | filters
 
     with crowded.transaction():
         crowded.execute(listing_store._IN_INDEX_ORDER.sql)
-        row = (
-            ClientCursor(crowded)
-            .execute("EXPLAIN (ANALYZE, FORMAT JSON) " + listing_store._LIST_KEYS, parameters)
-            .fetchone()
-        )
+        row = ClientCursor(crowded).execute("EXPLAIN (ANALYZE, FORMAT JSON) " + statement, parameters).fetchone()
 
     assert row is not None
-    assert dict(rows_read(row["QUERY PLAN"][0]["Plan"], "api_keys")) == {"api_keys_of_user_newest_first": 101}
+    read = sorted(rows_read(row["QUERY PLAN"][0]["Plan"], "api_keys"))
+    counted = [("api_keys_of_user_newest_first", 3000)] if is_counted else []
+    assert read == [("api_keys_of_user_newest_first", 101), *counted]
+
+
+@pytest.mark.parametrize("position", ["first page", "by cursor"])
+def test_one_plan_for_all_cursors_reads_no_more_than_the_page(
+    crowded: psycopg.Connection[DictRow], collector: dict[str, Any], position: str
+):
+    """As a connection that is used for long makes it: once, without looking at the parameters."""
+    is_counted = position == "first page"
+    statement = listing_store._LIST_KEYS if is_counted else listing_store._LIST_KEYS_AFTER
+    sql, names = positional(statement)
+    values = CALLER | {"subject": "collector", "total": 3000} | ALL_KEYS | {"limit": 100} | collector
+    literals = ", ".join(Literal(values[name]).as_string(crowded) for name in names)
+
+    with crowded.transaction():
+        crowded.execute(listing_store._IN_INDEX_ORDER.sql)
+        crowded.execute("SET LOCAL plan_cache_mode = 'force_generic_plan'")
+        crowded.execute(b"PREPARE list AS " + sql)
+        row = crowded.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE list ({literals})".encode()).fetchone()
+        crowded.execute("DEALLOCATE list")
+
+    assert row is not None
+    plan = row["QUERY PLAN"][0]["Plan"]
+    counted = [("api_keys_of_user_newest_first", 3000)] if is_counted else []
+    assert sorted(rows_read(plan, "api_keys")) == [("api_keys_of_user_newest_first", 101), *counted]
+    assert [index for index, _ in rows_read(plan, "users")].count("Seq Scan") == 0
 
 
 def rows_read(plan: dict[str, Any], table: str) -> Iterator[tuple[str, float]]:

@@ -8,6 +8,7 @@ VARIABLES = {
     "DATABASE_NAME": "litemaas",
     "DATABASE_SECRET_ARN": "arn:database",
     "DATABASE_CA_BUNDLE": "",
+    "DATABASE_PREPARED_STATEMENTS": "true",
     "OAUTH_PROVIDER": "openshift",
     "SUBJECT_CLAIM": "sub",
     "SUBJECT_COLUMN": "oauth_id",
@@ -43,6 +44,11 @@ def test_iam_user_is_none_unless_it_is_given():
     assert settings_with().database.iam_user is None
     assert settings_with(DATABASE_IAM_USER="").database.iam_user is None
     assert settings_with(DATABASE_IAM_USER="keyservice_app").database.iam_user == "keyservice_app"
+
+
+def test_statements_are_prepared_unless_it_is_false():
+    assert settings_with().database.prepares_statements
+    assert not settings_with(DATABASE_PREPARED_STATEMENTS="false").database.prepares_statements
 
 
 def test_claim_names_are_read_from_their_variables():

@@ -39,6 +39,7 @@ litellm         the LiteLLM client; the only module that imports httpx
 derivation      deriving a key's secret with KMS
 report_archive  keeping reports in S3
 database        one connection per environment; reopens a stale one
+parameters      values on their way to PostgreSQL and back
 database_login  logging in there: a password, or a token signed by the function's role
 secret_values   reading Secrets Manager
 queries         what the query strings of lists have in common: numbers, ids, moments, cursors

@@ -104,6 +104,6 @@ def list_audit_records(
         "after_id": after and after.id,
         "max_bytes": max_bytes,
     }
-    standing, rows = ask_as_caller(database, caller, Statement(_LIST_AUDIT_RECORDS, parameters))
+    standing, rows = ask_as_caller(database, caller, Statement(_LIST_AUDIT_RECORDS, parameters, is_prepared=False))
     records = [msgspec.convert(row, StoredRecord) for row in rows if row["id"] is not None]
     return standing, rows[0]["found"], records

@@ -2,6 +2,7 @@
 
 import select
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, LiteralString, NamedTuple, override
 
 import certifi
@@ -12,6 +13,7 @@ from psycopg.rows import DictRow, dict_row
 
 from keyservice.database_login import login
 from keyservice.errors import DatabaseUnavailable, OutcomeUnknown
+from keyservice.parameters import leave_types_to_statements, positional
 from keyservice.secret_values import SecretValues
 from keyservice.settings import DatabaseSettings
 
@@ -22,10 +24,15 @@ type Rows = list[DictRow]
 
 
 class Statement(NamedTuple):
-    """Literal SQL that starts with its name as a comment, and its named parameters."""
+    """Literal SQL that starts with its name as a comment, and its named parameters.
+
+    It is prepared once for each connection, unless the best way to carry it out depends on the parameters: on which of
+    its filters is set, or how far a page lies behind.
+    """
 
     sql: LiteralString
-    parameters: Mapping[str, Any] | None = None
+    parameters: Mapping[str, Any] = MappingProxyType({})
+    is_prepared: bool = True
 
 
 class Database:
@@ -67,15 +74,17 @@ class Database:
         connection = self._usable_connection()
         try:
             if len(statements) == 1:
-                return [_fetched(connection.execute(*statements[0]))]
+                return [_fetched(_executed(connection, statements[0]))]
             with connection.pipeline():
-                cursors = [connection.execute(*statement) for statement in statements]
+                cursors = [_executed(connection, statement) for statement in statements]
             # Fetched after the pipeline has ended: fetching inside it would send a Sync, and so commit, early.
             return [_fetched(cursor) for cursor in cursors]
         except (pg.QueryCanceled, pg.LockNotAvailable) as error:
             raise DatabaseUnavailable from error
-        except pg.ReadOnlySqlTransaction as error:
-            self.close()  # a failover left this connection on a replica
+        except (pg.ReadOnlySqlTransaction, pg.FeatureNotSupported) as error:
+            # A failover left this connection on a replica, or a column that a prepared statement gives is of another
+            # type now.
+            self.close()
             raise DatabaseUnavailable from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             if isinstance(error, pg.DeadlockDetected):
@@ -90,6 +99,9 @@ class Database:
             self.close()
         if self._connection is None:
             self._connection = connect(self._settings, self._secret_values)
+            leave_types_to_statements(self._connection)
+            # Each statement says for itself whether it is to be prepared.
+            self._connection.prepare_threshold = 1 if self._settings.prepares_statements else None
         return self._connection
 
 
@@ -106,8 +118,8 @@ class _Connection(psycopg.Connection[DictRow]):
 def connect(settings: DatabaseSettings, secret_values: SecretValues) -> _Connection:
     """A new autocommit connection, TLS verify-full (libpq ignores sslmode on a unix socket only).
 
-    `prepare_threshold=None` keeps the connection safe behind RDS Proxy and pgbouncer. When the password was
-    refused it is read again once: it may have been rotated. Raises DatabaseUnavailable.
+    Nothing is prepared on it by itself: a migration of several commands cannot be. When the password was refused it is
+    read again once: it may have been rotated. Raises DatabaseUnavailable.
     """
     try:
         return _open(settings, secret_values)
@@ -156,6 +168,12 @@ def is_ready(parameters: Mapping[str, Any]) -> bool:
     except psycopg.Error:
         return False
     return True
+
+
+def _executed(connection: _Connection, statement: Statement) -> psycopg.Cursor[DictRow]:
+    sql, names = positional(statement.sql)
+    cursor = psycopg.RawCursor(connection)
+    return cursor.execute(sql, [statement.parameters[name] for name in names], prepare=statement.is_prepared)
 
 
 def _is_readable(connection: _Connection) -> bool:

@@ -66,7 +66,7 @@ _ROW: LiteralString = """k.id, k.subscription_id, k.user_id, k.name, k.key_hash,
 _IN_INDEX_ORDER = Statement("/* in_index_order */ SELECT set_config('enable_bitmapscan', 'off', true)")
 
 # Every list is made of the same parts; each has a `scope` of its own, the rows it is about.
-_FILTERED_PAGE: LiteralString = """filtered AS NOT MATERIALIZED (
+_FILTERED: LiteralString = """filtered AS NOT MATERIALIZED (
     SELECT * FROM scope AS k
     WHERE (%(subscription_id)s::uuid IS NULL OR k.subscription_id = %(subscription_id)s)
     AND (
@@ -81,12 +81,20 @@ _FILTERED_PAGE: LiteralString = """filtered AS NOT MATERIALIZED (
             coalesce(k.is_active, true) AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
         )
     )
-),
-page AS (
+)"""
+
+# Two statements, so that one plan for all parameters goes straight to where the cursor is.
+_NUMBERED_PAGE: LiteralString = """page AS (
     SELECT * FROM filtered
-    WHERE %(after_id)s::uuid IS NULL OR (created_at, id) < (%(after_created_at)s, %(after_id)s)
     ORDER BY created_at DESC, id DESC
     LIMIT %(limit)s + 1 OFFSET %(offset)s
+)"""
+
+_PAGE_AFTER_CURSOR: LiteralString = """page AS (
+    SELECT * FROM filtered
+    WHERE (created_at, id) < (%(after_created_at)s, %(after_id)s)
+    ORDER BY created_at DESC, id DESC
+    LIMIT %(limit)s + 1
 )"""
 
 
@@ -136,31 +144,42 @@ _COLUMNS: LiteralString = """k.id, k.user_id, k.key_prefix, k.status, k.name, k.
         WHERE akm.api_key_id = k.id
     ) AS model_details"""
 
-_LIST_KEYS: LiteralString = (
-    """/* list_keys */
-WITH """
-    + CALLER
-    + """,
-scope AS NOT MATERIALIZED (
+_OWN_KEYS: LiteralString = (
+    """scope AS NOT MATERIALIZED (
     SELECT """
     + _ROW
     + """ FROM api_keys AS k WHERE k.user_id = (SELECT id FROM known)
-),
-"""
-    + _FILTERED_PAGE
-    + ",\n"
-    + _shown("page")
-    + """
+)"""
+)
+
+
+def _list(name: LiteralString, *, scope: LiteralString, page: LiteralString, columns: LiteralString) -> LiteralString:
+    return (
+        "/* "
+        + name
+        + """ */
+WITH """
+        + ",\n".join((CALLER, scope, _FILTERED, page, _shown("page")))
+        + """
 SELECT
     to_jsonb(standing) AS standing,
-    coalesce(%(total)s::bigint, (SELECT count(*) FROM filtered)) AS total,
     """
-    + _COLUMNS
-    + """
+        + columns
+        + """,
+    """
+        + _COLUMNS
+        + """
 FROM standing
 LEFT JOIN shown AS k ON true
 ORDER BY k.created_at DESC, k.id DESC"""
-)
+    )
+
+
+_COUNTED: LiteralString = "(SELECT count(*) FROM filtered) AS total"
+_COUNTED_BEFORE: LiteralString = "%(total)s::bigint AS total"
+
+_LIST_KEYS = _list("list_keys", scope=_OWN_KEYS, page=_NUMBERED_PAGE, columns=_COUNTED)
+_LIST_KEYS_AFTER = _list("list_keys_after", scope=_OWN_KEYS, page=_PAGE_AFTER_CURSOR, columns=_COUNTED_BEFORE)
 
 
 def list_keys(database: Database, caller: Caller, query: ListQuery) -> tuple[Standing, StoredPage]:
@@ -168,47 +187,44 @@ def list_keys(database: Database, caller: Caller, query: ListQuery) -> tuple[Sta
 
     The total is counted for a page that is asked for by number; a cursor brings along the one counted before.
     """
-    standing, rows = ask_as_caller(
-        database, caller, _IN_INDEX_ORDER, Statement(_LIST_KEYS, {**identity(caller), **_page_parameters(query)})
+    listing = Statement(
+        _LIST_KEYS_AFTER if query.cursor else _LIST_KEYS, {**identity(caller), **_page_parameters(query)}
     )
+    standing, rows = ask_as_caller(database, caller, _IN_INDEX_ORDER, listing)
     return standing, _stored_page(rows)
 
 
-_LIST_ALL_KEYS: LiteralString = (
-    """/* list_all_keys */
-WITH """
-    + CALLER
-    + """,
-scope AS NOT MATERIALIZED (
+_ALL_KEYS: LiteralString = (
+    """scope AS NOT MATERIALIZED (
     SELECT """
     + _ROW
     + """ FROM api_keys AS k
     WHERE EXISTS (SELECT FROM standing WHERE may_see_all)
     AND (%(user_id)s::uuid IS NULL OR k.user_id = %(user_id)s)
-),
-"""
-    + _FILTERED_PAGE
-    + ",\n"
-    + _shown("page")
-    + """
-SELECT
-    to_jsonb(standing) AS standing,
-    coalesce(%(total)s::bigint, (SELECT count(*) FROM filtered)) AS total,
-    EXISTS (SELECT FROM users WHERE id = %(user_id)s) AS is_user_known,
-    """
-    + _COLUMNS
-    + """
-FROM standing
-LEFT JOIN shown AS k ON true
-ORDER BY k.created_at DESC, k.id DESC"""
+)"""
+)
+_IS_USER_KNOWN: LiteralString = "EXISTS (SELECT FROM users WHERE id = %(user_id)s) AS is_user_known"
+
+_LIST_ALL_KEYS = _list(
+    "list_all_keys", scope=_ALL_KEYS, page=_NUMBERED_PAGE, columns=_COUNTED + ",\n    " + _IS_USER_KNOWN
+)
+_LIST_ALL_KEYS_AFTER = _list(
+    "list_all_keys_after",
+    scope=_ALL_KEYS,
+    page=_PAGE_AFTER_CURSOR,
+    columns=_COUNTED_BEFORE + ",\n    " + _IS_USER_KNOWN,
 )
 
 
 def list_all_keys(database: Database, caller: Caller, query: ListQuery) -> tuple[Standing, StoredPage, bool]:
     """A page of everybody's keys, or of those of the user the query names, and whether there is such a user; nothing
     for a caller who may not see them."""
-    parameters = {**identity(caller), **_page_parameters(query), "user_id": query.user_id}
-    standing, rows = ask_as_caller(database, caller, _IN_INDEX_ORDER, Statement(_LIST_ALL_KEYS, parameters))
+    listing = Statement(
+        _LIST_ALL_KEYS_AFTER if query.cursor else _LIST_ALL_KEYS,
+        {**identity(caller), **_page_parameters(query), "user_id": query.user_id},
+        is_prepared=False,
+    )
+    standing, rows = ask_as_caller(database, caller, _IN_INDEX_ORDER, listing)
     return standing, _stored_page(rows), rows[0]["is_user_known"]
 
 

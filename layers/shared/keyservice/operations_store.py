@@ -62,7 +62,7 @@ def list_operations(
         "after_created_at": query.cursor and query.cursor.created_at,
         "after_id": query.cursor and query.cursor.id,
     }
-    standing, rows = ask_as_caller(database, caller, Statement(_LIST_OPERATIONS, parameters))
+    standing, rows = ask_as_caller(database, caller, Statement(_LIST_OPERATIONS, parameters, is_prepared=False))
     return standing, [msgspec.convert(row, StoredOperation) for row in rows if row["id"] is not None]
 
 

@@ -29,7 +29,9 @@ class ClaimNames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """`iam_user`: who logs in with a token signed by the function's role instead of a secret's password."""
+    """`iam_user`: who logs in with a token signed by the function's role instead of a secret's password.
+    `prepares_statements`: not where a pooler gives the next transaction another session and what is prepared gets lost.
+    """
 
     host: str
     port: int
@@ -37,6 +39,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     secret_arn: str
     ca_bundle: str
     iam_user: str | None = None
+    prepares_statements: bool = True
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             secret_arn=self.text("DATABASE_SECRET_ARN"),
             ca_bundle=self.variables.get("DATABASE_CA_BUNDLE", ""),
             iam_user=self.variables.get("DATABASE_IAM_USER") or None,
+            prepares_statements=self.text("DATABASE_PREPARED_STATEMENTS") == "true",
         )
 
     @property

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
@@ -83,7 +83,7 @@ class TestPrepared:
         assert self.prepared(service).count("pick") == 1
 
     def test_values_arrive_as_they_are(self, service: Service):
-        moment = datetime(2026, 11, 22, 13, 5, 9, 123456, tzinfo=UTC)
+        moment = datetime(2026, 11, 22, 13, 5, 9, 123456, tzinfo=timezone(timedelta(hours=-23, minutes=-59)))
         values = {"id": UUID(int=7), "moment": moment, "flag": False, "share": 0.1, "text": "%s 'x' \\ é"}
 
         [[row]] = service.database.round_trip(

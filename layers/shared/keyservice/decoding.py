@@ -1,11 +1,13 @@
 """Turns untrusted JSON into models and reports every violation at once, never echoing a value."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from types import UnionType
 from typing import Any, get_args
 
 import msgspec
+from msgspec.structs import FieldInfo
 
 from keyservice.errors import InvalidRequest, UnsupportedSetting, Violation
 
@@ -34,7 +36,7 @@ def decode_object[T: msgspec.Struct](body: bytes, shape: type[T]) -> T:
     Raises InvalidRequest with one violation per wrong, missing or unknown field, also of an object within, and
     UnsupportedSetting for a field that is known but cannot be enforced.
     """
-    fields = {field.encode_name for field in msgspec.structs.fields(shape)}
+    fields = _fields_of(shape).keys()
     given = _decode_json_object(body)
     unsupported = sorted(name for name in _UNSUPPORTED - fields if given.get(name) not in (None, [], {}))
     violations: list[Violation] = []
@@ -58,7 +60,7 @@ def _decode_fields[T: msgspec.Struct](
     given: dict[str, Any], shape: type[T], *, path: str, violations: list[Violation]
 ) -> T | None:
     """None when a field is wrong, which is then among the violations."""
-    fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
+    fields = _fields_of(shape)
     # Where a field that is left out stays as it is, null is a value like any other.
     clears = any(field.default is msgspec.UNSET for field in fields.values())
     values: dict[str, Any] = {}
@@ -89,6 +91,12 @@ def _decode_fields[T: msgspec.Struct](
         if field.required and given.get(name) is None
     )
     return shape(**values) if len(violations) == before else None
+
+
+@cache
+def _fields_of(shape: type[msgspec.Struct]) -> Mapping[str, FieldInfo]:
+    """By their names in JSON. Kept: finding them evaluates every annotation."""
+    return {field.encode_name: field for field in msgspec.structs.fields(shape)}
 
 
 def _struct(kind: Any) -> type[msgspec.Struct] | None:

@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 from psycopg.adapt import Dumper
+from psycopg.types.datetime import DatetimeBinaryDumper
 from psycopg.types.json import Jsonb, set_json_loads
 
 _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)s|%)")
@@ -57,6 +58,12 @@ class _Boolean(Dumper):
         return b"true" if obj else b"false"
 
 
+class _Moment(DatetimeBinaryDumper):
+    """In PostgreSQL's own form: as text it takes no offset of 16 hours or more, which a caller may send."""
+
+    oid = 0
+
+
 class _Json(Dumper):
     @override
     def dump(self, obj: Jsonb) -> bytes:
@@ -73,9 +80,9 @@ def _from_json(text: str | bytes) -> Any:
 
 def leave_types_to_statements(connection: psycopg.Connection[Any]) -> None:
     """For all that its statements are given; psycopg leaves those of str, and of lists of it, to them already."""
-    # str() of each is what PostgreSQL reads; a moment has its offset.
-    for kind in (int, float, UUID, datetime):
+    for kind in (int, float, UUID):
         connection.adapters.register_dumper(kind, _Text)
+    connection.adapters.register_dumper(datetime, _Moment)
     connection.adapters.register_dumper(bool, _Boolean)
     connection.adapters.register_dumper(Jsonb, _Json)
     set_json_loads(_from_json, connection)

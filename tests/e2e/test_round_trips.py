@@ -44,7 +44,10 @@ def test_a_users_first_create_is_two_round_trips_and_two_calls(counted: Counted,
 
     grace.has_key()
 
-    assert counted.statements == [("register_caller", "begin_create"), ("lock_user", "lock_key", "finish_create")]
+    assert counted.statements == [
+        ("register_caller", "one_plan", "begin_create"),
+        ("lock_user", "lock_key", "finish_create"),
+    ]
     assert counted.calls == [("POST", "/user/new"), ("POST", "/key/generate")]
 
 
@@ -54,7 +57,10 @@ def test_a_create_is_two_round_trips_and_one_call(counted: Counted, grace: Perso
 
     grace.has_key(modelIds=["gpt-4o", "gpt-4o-mini"], name="second", maxBudget=5, metadata={"a": 1})
 
-    assert counted.statements == [("register_caller", "begin_create"), ("lock_user", "lock_key", "finish_create")]
+    assert counted.statements == [
+        ("register_caller", "one_plan", "begin_create"),
+        ("lock_user", "lock_key", "finish_create"),
+    ]
     assert counted.calls == [("POST", "/key/generate")]
 
 
@@ -64,7 +70,7 @@ def test_a_refused_create_is_one_round_trip_and_no_call(counted: Counted, grace:
     answer = grace.create({"modelIds": ["claude-sonnet"]})
 
     assert answer.status_code == 400
-    assert counted.statements == [("register_caller", "begin_create")]
+    assert counted.statements == [("register_caller", "one_plan", "begin_create")]
     assert counted.calls == []
 
 
@@ -175,7 +181,7 @@ def test_a_repeated_create_is_one_round_trip_and_no_call(counted: Counted, grace
     repeated = grace.create_once(once)
 
     assert repeated.content == first.content
-    assert counted.statements == [("register_caller", "begin_create")]
+    assert counted.statements == [("register_caller", "one_plan", "begin_create")]
     assert counted.calls == []
 
 
@@ -191,7 +197,10 @@ def test_a_resumed_create_is_two_round_trips_and_asks_litellm_before_and_after(
     resumed = grace.create_once(once)
 
     assert resumed.status_code == 201
-    assert counted.statements == [("register_caller", "begin_create"), ("lock_user", "lock_key", "finish_create")]
+    assert counted.statements == [
+        ("register_caller", "one_plan", "begin_create"),
+        ("lock_user", "lock_key", "finish_create"),
+    ]
     assert [path.partition("?")[0] for _, path in counted.calls] == ["/key/info", "/key/generate", "/key/info"]
 
 

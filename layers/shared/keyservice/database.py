@@ -73,8 +73,7 @@ class Database:
     def _attempt(self, statements: tuple[Statement, ...]) -> list[Rows]:
         connection = self._usable_connection()
         try:
-            if len(statements) == 1:
-                return [_fetched(_executed(connection, statements[0]))]
+            # One statement as well: outside a pipeline preparing it would be a round trip of its own.
             with connection.pipeline():
                 cursors = [_executed(connection, statement) for statement in statements]
             # Fetched after the pipeline has ended: fetching inside it would send a Sync, and so commit, early.

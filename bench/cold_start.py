@@ -17,8 +17,8 @@ _PAUSE_SECONDS = 0.3
 
 
 class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds from spawning the process to its answer; `secrets` of them were Secrets Manager, boto3's import for it
-    included, and `derivation` KMS. `without_secrets` is what an environment pays that reads them from elsewhere."""
+    """Milliseconds from spawning the process to its answer; `secrets` of them were Secrets Manager, and `derivation`
+    KMS. `without_secrets` is what an environment pays that reads them from elsewhere."""
 
     function: str
     first_answer: Spread

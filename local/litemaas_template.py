@@ -83,6 +83,7 @@ Resources:
       Environment:
         Variables:
           LITEMAAS_TOKEN_SECRET_ARN: !Ref LiteMaaSTokenSecretArn
+          URL_SUFFIX: !Ref AWS::URLSuffix
           POWERTOOLS_SERVICE_NAME: !Ref AWS::StackName
           POWERTOOLS_METRICS_NAMESPACE: KeyService
           POWERTOOLS_LOG_LEVEL: !Ref LogLevel

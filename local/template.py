@@ -175,7 +175,7 @@ class Template:
             values[name] = f"{secret}{name}" if name.endswith("Arn") else urls.get(name, "any")
         return self.resolve(
             parameters={**values, **parameters},
-            references={"AWS::StackName": "any", "MacKey": "any"},
+            references={"AWS::StackName": "any", "AWS::URLSuffix": "any", "MacKey": "any"},
             attributes={"MacKey": {"Arn": "any"}},
         )
 

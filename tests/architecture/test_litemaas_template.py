@@ -131,6 +131,7 @@ def test_the_authorizer_gets_nothing_of_the_database_or_litellm(resources: dict[
         "POWERTOOLS_METRICS_NAMESPACE",
         "POWERTOOLS_SERVICE_NAME",
         "RELEASE_SHA",
+        "URL_SUFFIX",
     }
 
 

@@ -66,6 +66,7 @@ EVERYWHERE = {
     "POWERTOOLS_SERVICE_NAME",
     "RELEASE_SHA",
     "SUBJECT_COLUMN",
+    "URL_SUFFIX",
 }
 DATABASE = {"DATABASE_SECRET_ARN"}
 # Has nothing to say that is not in the source.

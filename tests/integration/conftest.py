@@ -1,14 +1,17 @@
 """The service's classes on real parts: PostgreSQL as the app role, the LiteLLM stand-in, KMS and Secrets Manager."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
+from keyservice.aws import Aws
 from keyservice.derivation import KeyDeriver
 from keyservice.secret_values import SecretValues
 from local.aws import CREDENTIALS, AwsServer
 from local.roles import APP, MIGRATOR, Passwords
 from tests.integration.service import Cloud, Service
+from tests.support.aws_client import aws_client
 from tests.support.fixtures import Database, LiteLLM
 from tests.support.http_faults import FaultProxy
 from tests.support.postgres_faults import PostgresProxy
@@ -23,12 +26,19 @@ def aws() -> Iterator[AwsServer]:
 
 
 @pytest.fixture(scope="session")
-def cloud(aws: AwsServer, database_passwords: Passwords, litellm: LiteLLM) -> Cloud:
-    """The secrets and the key as a stack has them; their clients are shared, making one takes 100 ms."""
+def client(aws: AwsServer) -> Iterator[Aws]:
+    with closing(aws_client(aws.url)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def cloud(aws: AwsServer, client: Aws, database_passwords: Passwords, litellm: LiteLLM) -> Cloud:
+    """The secrets and the key as a stack has them."""
     return Cloud(
         aws=aws,
-        secret_values=SecretValues(),
-        deriver=KeyDeriver(mac_key_arn=aws.create_mac_key()),
+        client=client,
+        secret_values=SecretValues(client),
+        deriver=KeyDeriver(mac_key_arn=aws.create_mac_key(), aws=client),
         database_secret_arn=aws.create_secret("database", {"username": APP, "password": database_passwords.app}),
         migrator_secret_arn=aws.create_secret(
             "migrator", {"username": MIGRATOR, "password": database_passwords.migrator}

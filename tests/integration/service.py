@@ -18,6 +18,7 @@ from psycopg.rows import DictRow, dict_row
 
 from keyservice import database as keyservice_database
 from keyservice.alteration import AlterationRules, KeyAlteration
+from keyservice.aws import Aws
 from keyservice.creation import CreateRules, KeyCreation
 from keyservice.deletion import DeleteRules, KeyDeletion
 from keyservice.derivation import KeyDeriver
@@ -66,6 +67,7 @@ PLENTY_SECONDS = 20.0
 @dataclass(frozen=True, kw_only=True)
 class Cloud:
     aws: AwsServer
+    client: Aws
     secret_values: SecretValues
     deriver: KeyDeriver
     database_secret_arn: str

@@ -408,7 +408,7 @@ def test_kms_that_refuses_leaves_nothing_behind(service: Service):
     service.cloud.aws.disable_mac_key(arn)
 
     with pytest.raises(DerivationUnavailable):
-        service.creation(deriver=KeyDeriver(mac_key_arn=arn)).create(
+        service.creation(deriver=KeyDeriver(mac_key_arn=arn, aws=service.cloud.client)).create(
             caller(), NewApiKey(model_ids=["gpt-4o"]), idempotency_key=None, deadline=Deadline(20)
         )
 

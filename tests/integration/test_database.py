@@ -204,7 +204,7 @@ class TestPassword:
         service.rows("DO $$ BEGIN CREATE ROLE rotating LOGIN; EXCEPTION WHEN duplicate_object THEN END $$")
         service.rows("ALTER ROLE rotating PASSWORD 'first'")
         arn = service.cloud.aws.create_secret(f"rotating-{name}", {"username": "rotating", "password": "first"})
-        return arn, SecretValues()
+        return arn, SecretValues(service.cloud.client)
 
     def rotate(self, service: Service, arn: str) -> None:
         service.rows("ALTER ROLE rotating PASSWORD 'second'")

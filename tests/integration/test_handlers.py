@@ -30,7 +30,7 @@ from tests.integration.service import Service
 
 EVENTS = Path(__file__).parents[2] / "events"
 PARTS = [
-    *(wiring.settings, wiring.secret_values, wiring.database, wiring.litellm, wiring.key_creation),
+    *(wiring.settings, wiring.aws, wiring.secret_values, wiring.database, wiring.litellm, wiring.key_creation),
     *(wiring.key_rotation, wiring.secret_retirement, wiring.secret_revelation),
     *(wiring.key_deletion, wiring.key_listing, wiring.operations, wiring.settlement, wiring.health_check),
 ]
@@ -91,6 +91,8 @@ def environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[p
     yield monkeypatch
     if wiring.database.cache_info().currsize:
         wiring.database().close()
+    if wiring.aws.cache_info().currsize:
+        wiring.aws().close()
     if wiring.litellm.cache_info().currsize:
         wiring.litellm()._http.close()
     for part in PARTS:

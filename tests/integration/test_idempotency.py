@@ -140,7 +140,7 @@ class TestReplay:
 
     def test_fails_closed_when_kms_has_another_key(self, service: Service):
         ask(service)
-        other = KeyDeriver(mac_key_arn=service.cloud.aws.create_mac_key())
+        other = KeyDeriver(mac_key_arn=service.cloud.aws.create_mac_key(), aws=service.cloud.client)
 
         with pytest.raises(DerivationUnavailable):
             ask(service, rules={"deriver": other})
@@ -459,7 +459,7 @@ class TestResume:
 
     def test_with_another_kms_key_leaves_the_operation_pending(self, service: Service):
         key_id = interrupted(service)
-        other = KeyDeriver(mac_key_arn=service.cloud.aws.create_mac_key())
+        other = KeyDeriver(mac_key_arn=service.cloud.aws.create_mac_key(), aws=service.cloud.client)
 
         with pytest.raises(OperationPending):
             ask(service, rules={"deriver": other})

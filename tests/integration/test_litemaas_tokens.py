@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from keyservice.aws import Aws
 from keyservice.errors import SecretUnavailable
 from keyservice.litemaas_tokens import LiteMaaSTokens, TokenRefused
 from keyservice.secret_values import SecretValues
@@ -26,8 +27,8 @@ def secret_arn(aws: AwsServer) -> str:
 
 
 @pytest.fixture
-def tokens(secret_arn: str) -> LiteMaaSTokens:
-    return LiteMaaSTokens(secret_arn=secret_arn, secret_values=SecretValues())
+def tokens(client: Aws, secret_arn: str) -> LiteMaaSTokens:
+    return LiteMaaSTokens(secret_arn=secret_arn, secret_values=SecretValues(client))
 
 
 def encoded(part: bytes) -> str:

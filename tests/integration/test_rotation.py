@@ -241,7 +241,9 @@ def test_a_resumed_rotation_carries_over_what_was_spent_meanwhile(service: Servi
 
 def test_without_kms_nothing_is_begun(service: Service):
     key = service.create()
-    disabled = KeyDeriver(mac_key_arn=service.cloud.deriver.mac_key_arn.replace("key/", "key/no-such-"))
+    disabled = KeyDeriver(
+        mac_key_arn=service.cloud.deriver.mac_key_arn.replace("key/", "key/no-such-"), aws=service.cloud.client
+    )
 
     with pytest.raises(DerivationUnavailable):
         service.rotation(deriver=disabled).rotate(

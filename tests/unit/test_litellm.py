@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -16,7 +16,7 @@ from keyservice.errors import GatewayRefused, GatewayUnavailable, SecretUnavaila
 from keyservice.litellm import GatewayKey, GatewayKeyPage, LiteLLM
 from keyservice.models import Deadline, GatewayUser, KeySettings, ModelDetails
 from keyservice.secret_values import SecretValues
-from local.aws import CREDENTIALS
+from tests.support.aws_client import aws_client
 from tests.support.http_faults import FaultProxy
 from tests.unit.scripted_server import MASTER_KEY, ScriptedServer
 
@@ -34,10 +34,9 @@ def own_error(
 
 
 @pytest.fixture
-def secret_values(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> SecretValues:
-    for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": scripted.url}).items():
-        monkeypatch.setenv(name, value)
-    return SecretValues()
+def secret_values(scripted: ScriptedServer) -> Iterator[SecretValues]:
+    with closing(aws_client(scripted.url)) as aws:
+        yield SecretValues(aws)
 
 
 @pytest.fixture

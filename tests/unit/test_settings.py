@@ -1,6 +1,7 @@
 import pytest
 
 from keyservice.settings import ClaimNames, DatabaseSettings, Settings, SettingsError
+from keyservice.signatures import Credentials
 
 VARIABLES = {
     "DATABASE_HOST": "db.example.com",
@@ -49,6 +50,52 @@ def test_iam_user_is_none_unless_it_is_given():
 def test_statements_are_prepared_unless_it_is_false():
     assert settings_with().database.prepares_statements
     assert not settings_with(DATABASE_PREPARED_STATEMENTS="false").database.prepares_statements
+
+
+@pytest.mark.parametrize(
+    ("variables", "kms_url", "secrets_manager_url"),
+    [
+        pytest.param(
+            {},
+            "https://kms.cn-north-1.amazonaws.com.cn",
+            "https://secretsmanager.cn-north-1.amazonaws.com.cn",
+            id="AWS's own",
+        ),
+        pytest.param(
+            {"AWS_ENDPOINT_URL": "http://all"},
+            "http://all",
+            "http://all",
+            id="one for all services",
+        ),
+        pytest.param(
+            {"AWS_ENDPOINT_URL": "http://all", "AWS_ENDPOINT_URL_KMS": "http://kms"},
+            "http://kms",
+            "http://all",
+            id="one for KMS before that",
+        ),
+        pytest.param(
+            {"AWS_ENDPOINT_URL_SECRETS_MANAGER": "http://secrets"},
+            "https://kms.cn-north-1.amazonaws.com.cn",
+            "http://secrets",
+            id="one for Secrets Manager",
+        ),
+    ],
+)
+def test_aws_is_where_its_own_tools_would_look(variables: dict[str, str], kms_url: str, secrets_manager_url: str):
+    aws = settings_with(AWS_REGION="cn-north-1", URL_SUFFIX="amazonaws.com.cn", **variables).aws
+
+    assert (aws.kms_url, aws.secrets_manager_url) == (kms_url, secrets_manager_url)
+
+
+def test_credentials_are_those_of_the_environment_and_none_without_an_access_key():
+    own = {"AWS_REGION": "eu-central-1", "URL_SUFFIX": "amazonaws.com"}
+    access_key = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "made-up"}
+
+    assert settings_with(**own).aws.credentials is None
+    assert settings_with(**own, **access_key).aws.credentials == Credentials("AKIDEXAMPLE", "made-up", None)
+    assert settings_with(**own, **access_key, AWS_SESSION_TOKEN="token").aws.credentials == Credentials(
+        "AKIDEXAMPLE", "made-up", "token"
+    )
 
 
 def test_claim_names_are_read_from_their_variables():

@@ -41,7 +41,10 @@ report_archive  keeping reports in S3
 database        one connection per environment; reopens a stale one
 parameters      values on their way to PostgreSQL and back
 database_login  logging in there: a password, or a token signed by the function's role
-secret_values   reading Secrets Manager
+secret_values   what the function's role gives: secrets of Secrets Manager, a login signed for RDS
+aws             the AWS client of KMS and Secrets Manager, and who the function is for AWS
+signatures      AWS's Signature Version 4
+tls             whom TLS connections believe
 queries         what the query strings of lists have in common: numbers, ids, moments, cursors
 decoding        turns untrusted JSON into models and reports every violation at once
 telemetry       the one logger and the one set of metrics

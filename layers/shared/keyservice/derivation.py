@@ -7,15 +7,14 @@ caller's own key when it starts with "sk-" and has 16 characters or more; its to
 import hashlib
 import secrets
 import zlib
-from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import msgspec
+
 from keyservice import telemetry
+from keyservice.aws import Aws, AwsUnavailable
 from keyservice.errors import DerivationUnavailable
 from keyservice.secret_values import Masked
-
-if TYPE_CHECKING:
-    from mypy_boto3_kms import KMSClient
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SCHEME = "sk-lmk_"
@@ -35,12 +34,16 @@ class DerivedSecret:
         self.prefix = value[:_PREFIX_CHARACTERS]
 
 
+class _GeneratedMac(msgspec.Struct, frozen=True):
+    mac: bytes = msgspec.field(name="Mac")
+
+
 class KeyDeriver:
     """Asks KMS for the MAC over `keyservice/v1:{api_key_id}:{nonce}` with one HMAC_256 key."""
 
-    def __init__(self, *, mac_key_arn: str) -> None:
+    def __init__(self, *, mac_key_arn: str, aws: Aws) -> None:
         self.mac_key_arn = mac_key_arn
-        self._client: KMSClient | None = None
+        self._aws = aws
 
     def derive(self, api_key_id: UUID, *, nonce: str) -> DerivedSecret:
         """The same secret for the same id and nonce, always; raises DerivationUnavailable when KMS refuses."""
@@ -48,26 +51,11 @@ class KeyDeriver:
             return DerivedSecret(self._mac(f"keyservice/v1:{api_key_id}:{nonce}".encode()))
 
     def _mac(self, message: bytes) -> bytes:
-        from botocore.exceptions import BotoCoreError, ClientError
-
+        parameters = {"KeyId": self.mac_key_arn, "MacAlgorithm": "HMAC_SHA_256", "Message": message}
         try:
-            answer = self._connected().generate_mac(
-                KeyId=self.mac_key_arn, MacAlgorithm="HMAC_SHA_256", Message=message
-            )
-        except (BotoCoreError, ClientError) as error:
+            return self._aws.call("kms", "TrentService.GenerateMac", parameters, answer=_GeneratedMac).mac
+        except AwsUnavailable as error:
             raise DerivationUnavailable from error
-        return answer["Mac"]
-
-    def _connected(self) -> "KMSClient":
-        if self._client is not None:
-            return self._client
-        import boto3
-        from botocore.config import Config
-
-        config: Any = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 2})
-        client: KMSClient = boto3.client("kms", config=config)
-        self._client = client
-        return client
 
 
 def new_nonce() -> str:

@@ -45,8 +45,8 @@ class HealthCheck:
         return self._known
 
     def _ask(self) -> Health:
-        # Not timed: the first read of the secret imports boto3, which says nothing about the database. When it fails, the
-        # question below finds the same and answers down.
+        # Not timed: how long the secret takes says nothing about the database. When it fails, the question below finds the
+        # same and answers down.
         with suppress(SecretUnavailable):
             database.connection_parameters(self._settings, self._secret_values)
         for question in (self._database, self._litellm):

@@ -1,18 +1,15 @@
-"""Reading Secrets Manager: each secret is fetched when first needed and kept for five minutes."""
+"""The secrets that the function's role gives: read from Secrets Manager and kept for five minutes, or signed."""
 
 import time
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from keyservice import telemetry
+from keyservice.aws import Aws, AwsUnavailable
 from keyservice.errors import SecretUnavailable
 
-if TYPE_CHECKING:
-    from mypy_boto3_secretsmanager import SecretsManagerClient
-
 _KEEP_SECONDS = 300.0
+_LOGIN_SECONDS = 900  # RDS takes no longer one; it is looked at when a connection is opened only
 
 
 class Masked:
@@ -30,11 +27,15 @@ class Masked:
         return "Masked(***)"
 
 
+class _SecretValue(msgspec.Struct, frozen=True):
+    text: str = msgspec.field(name="SecretString")
+
+
 class SecretValues:
     """The fields of JSON secrets, cached; `refresh` forgets one after an authentication failure."""
 
-    def __init__(self) -> None:
-        self._client: SecretsManagerClient | None = None
+    def __init__(self, aws: Aws) -> None:
+        self._aws = aws
         self._cached: dict[str, tuple[float, dict[str, str]]] = {}
 
     def field(self, arn: str, name: str) -> Masked:
@@ -52,30 +53,27 @@ class SecretValues:
     def refresh(self, arn: str) -> None:
         self._cached.pop(arn, None)
 
-    def import_client(self) -> None:
-        """Takes the 200 ms that the first secret would have to wait for. No client: it would keep credentials."""
-        for module in ("boto3", "botocore.config", "botocore.exceptions"):
-            import_module(module)
+    def database_login(self, *, host: str, port: int, user: str) -> Masked:
+        """A presigned request for rds-db's action `connect`, without its scheme; RDS takes it as the password.
+
+        Raises SecretUnavailable when there is nothing to sign it with.
+        """
+        server = f"{host}:{port}"
+        try:
+            query = self._aws.presigned_query(
+                "rds-db", {"Action": "connect", "DBUser": user}, host=server, expires_seconds=_LOGIN_SECONDS
+            )
+        except AwsUnavailable as error:
+            raise SecretUnavailable from error
+        return Masked(f"{server}/?{query}")
 
     def _fetch(self, arn: str) -> dict[str, str]:
-        # Imported here: boto3 costs 200 ms, and a warm environment with its secrets never needs it.
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
-            answer = self._connected().get_secret_value(SecretId=arn)
-            fields = msgspec.json.decode(answer["SecretString"], type=dict[str, str | int | float | bool | None])
-            # A secret that RDS made has its port as a number.
-            return {name: str(value) for name, value in fields.items() if value is not None}
-        except (BotoCoreError, ClientError, KeyError, msgspec.DecodeError) as error:
+            secret = self._aws.call(
+                "secretsmanager", "secretsmanager.GetSecretValue", {"SecretId": arn}, answer=_SecretValue
+            )
+            fields = msgspec.json.decode(secret.text, type=dict[str, str | int | float | bool | None])
+        except (AwsUnavailable, msgspec.DecodeError) as error:
             raise SecretUnavailable from error
-
-    def _connected(self) -> "SecretsManagerClient":
-        if self._client is not None:
-            return self._client
-        import boto3
-        from botocore.config import Config
-
-        config: Any = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 2})
-        client: SecretsManagerClient = boto3.client("secretsmanager", config=config)
-        self._client = client
-        return client
+        # A secret that RDS made has its port as a number.
+        return {name: str(value) for name, value in fields.items() if value is not None}

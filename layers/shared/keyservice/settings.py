@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from keyservice.models import ReconcileMode, RevealPolicy
+from keyservice.signatures import Credentials
 
 
 class SettingsError(Exception):
@@ -42,10 +43,24 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     prepares_statements: bool = True
 
 
+class AwsSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`credentials`: those that Lambda gives with the environment; None for a function that starts from a snapshot, which
+    has to ask for them."""
+
+    region: str
+    kms_url: str
+    secrets_manager_url: str
+    credentials: Credentials | None
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Every variable a function may be given; one a function does not get raises when it is read."""
 
     variables: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        """Without the variables: Lambda puts the role's credentials among them."""
+        return "Settings(***)"
 
     def text(self, name: str) -> str:
         value = self.variables.get(name, "")
@@ -75,6 +90,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ca_bundle=self.variables.get("DATABASE_CA_BUNDLE", ""),
             iam_user=self.variables.get("DATABASE_IAM_USER") or None,
             prepares_statements=self.text("DATABASE_PREPARED_STATEMENTS") == "true",
+        )
+
+    @property
+    def aws(self) -> AwsSettings:
+        return AwsSettings(
+            region=self.text("AWS_REGION"),
+            kms_url=self._aws_url("kms", named="AWS_ENDPOINT_URL_KMS"),
+            secrets_manager_url=self._aws_url("secretsmanager", named="AWS_ENDPOINT_URL_SECRETS_MANAGER"),
+            credentials=self._credentials,
+        )
+
+    def _aws_url(self, service: str, *, named: str) -> str:
+        """Where AWS's own tools would look for the service with these variables."""
+        url = self.variables.get(named) or self.variables.get("AWS_ENDPOINT_URL")
+        return url or ".".join([f"https://{service}", self.text("AWS_REGION"), self.text("URL_SUFFIX")])
+
+    @property
+    def _credentials(self) -> Credentials | None:
+        access_key_id = self.variables.get("AWS_ACCESS_KEY_ID")
+        if not access_key_id:
+            return None
+        return Credentials(
+            access_key_id, self.text("AWS_SECRET_ACCESS_KEY"), self.variables.get("AWS_SESSION_TOKEN") or None
         )
 
     @property

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from keyservice.aws import Aws, import_session
 from keyservice.errors import Unavailable
 from keyservice.models import Deadline
 from keyservice.secret_values import SecretValues
@@ -44,8 +45,13 @@ def settings() -> Settings:
 
 
 @cache
+def aws() -> Aws:
+    return Aws(settings().aws)
+
+
+@cache
 def secret_values() -> SecretValues:
-    return SecretValues()
+    return SecretValues(aws())
 
 
 @cache
@@ -81,7 +87,7 @@ def key_creation() -> "KeyCreation":
     return KeyCreation(
         database=database(),
         litellm=litellm(),
-        deriver=KeyDeriver(mac_key_arn=settings().text("MAC_KEY_ARN")),
+        deriver=KeyDeriver(mac_key_arn=settings().text("MAC_KEY_ARN"), aws=aws()),
         rules=CreateRules(
             model_access=settings().model_access,
             max_active_keys=settings().integer("MAX_ACTIVE_KEYS"),
@@ -100,7 +106,7 @@ def key_rotation() -> "KeyRotation":
     return KeyRotation(
         database=database(),
         litellm=litellm(),
-        deriver=KeyDeriver(mac_key_arn=settings().text("MAC_KEY_ARN")),
+        deriver=KeyDeriver(mac_key_arn=settings().text("MAC_KEY_ARN"), aws=aws()),
         retirement=secret_retirement(),
         rules=RotateRules(
             lease_seconds=settings().lease_seconds,
@@ -131,7 +137,7 @@ def secret_revelation() -> "SecretRevelation":
 
     return SecretRevelation(
         database=database(),
-        deriver=KeyDeriver(mac_key_arn=settings().text("MAC_KEY_ARN")),
+        deriver=KeyDeriver(mac_key_arn=settings().text("MAC_KEY_ARN"), aws=aws()),
         policy=settings().reveal_policy,
     )
 
@@ -362,11 +368,11 @@ def is_snapshot_taken() -> bool:
 def prepare_snapshot() -> None:
     """Imports what this function is going to need, and leaves nothing open and nothing secret behind: a connection would
     be shared by all environments, and a secret kept for as long as the version lives."""
-    secret_values().import_client()
+    import_session()
     for part in _parts():
         with suppress(SettingsError):  # a part this function is not configured for
             part()
-    for part in (database, litellm):
+    for part in (aws, database, litellm):
         if part.cache_info().currsize:
             part().close()
     for part in _parts():

@@ -41,7 +41,11 @@ def application(**parameters: str) -> Application:
     """The template as this machine reads it, deployed with these parameters."""
     return Template(ROOT / "template.yaml").resolve(
         parameters=DEPLOYMENT | parameters,
-        references={"AWS::StackName": "keyservice-test", "AWS::Partition": "aws"},
+        references={
+            "AWS::StackName": "keyservice-test",
+            "AWS::Partition": "aws",
+            "AWS::URLSuffix": "amazonaws.com",
+        },
         attributes={"MacKey": {"Arn": "arn:mac"}},
     )
 

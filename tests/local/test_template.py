@@ -225,7 +225,7 @@ def test_the_real_template_can_be_read_without_any_value_but_its_parameters() ->
             "VpcSecurityGroupIds": "sg-1",
             "ReleaseSha": "0" * 64,
         },
-        references={"AWS::StackName": "demo"},
+        references={"AWS::StackName": "demo", "AWS::URLSuffix": "amazonaws.com"},
         attributes={"MacKey": {"Arn": "arn:aws:kms:eu-central-1:123456789012:key/1"}},
     )
 

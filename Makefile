@@ -75,7 +75,7 @@ faults: .venv/ready ## break everything at every step, then walk on while it bre
 	@echo "== a real LiteLLM"
 	@.ci/with-litellm $(PYTHON) -m tests.faults.report --quick --operations 500 $(ARGS)
 
-bench: .venv/ready ## what requests cost here: time, processor, round trips; cold starts, load, a million keys
+bench: .venv/ready .tools/lambda/ready ## what requests cost here: time, processor, round trips; cold starts, load, a million keys
 	@$(ON_STAND_IN) $(PYTHON) -m bench $(ARGS)
 
 build: .venv/ready .tools/sam/ready ## what goes to AWS, in .aws-sam/: build for template.yaml, litemaas for a drop-in
@@ -88,7 +88,7 @@ deploy: .venv/ready .tools/sam/ready ## build and deploy STAGE; asks for what sa
 	@.ci/deploy $(STAGE)
 
 lock: .tools/bootstrap/ready ## pin all requirements again; UPGRADE=--upgrade for newer versions
-	@for file in layers/shared/requirements requirements/bootstrap requirements/dev requirements/sam requirements/checkov requirements/release; do \
+	@for file in layers/shared/requirements requirements/bootstrap requirements/dev requirements/lambda requirements/sam requirements/checkov requirements/release; do \
 	    echo "$$file.txt"; \
 	    $(UV) pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header --no-emit-index-url \
 	        $(UPGRADE) $$file.in --output-file $$file.txt; \
@@ -109,6 +109,9 @@ clean: ## remove everything make made
 
 .venv/ready: requirements/dev.txt | .tools/bootstrap/ready
 	@requirements/setup environment .venv requirements/dev.txt
+
+.tools/lambda/ready: requirements/lambda.txt | .tools/bootstrap/ready
+	@requirements/setup environment .tools/lambda requirements/lambda.txt
 
 .tools/checkov/ready: requirements/checkov.txt | .tools/bootstrap/ready
 	@requirements/setup environment .tools/checkov requirements/checkov.txt

@@ -6,49 +6,73 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from bench import cold_start, many_keys, operations, under_load
+from bench import cold_start, cost, many_keys, operations, plot, targets, under_load
 from bench.clients import Operation
-from bench.stage import FUNCTIONS, running_stage
+from bench.cold_start import ColdStart
+from bench.cost import Cost
+from bench.many_keys import Found
+from bench.stage import FUNCTIONS, INTERPRETER, running_stage
+from bench.targets import Target
+from bench.under_load import Load
 
 RESULTS = Path(__file__).parent / "results.json"
+PLOT = Path(__file__).parent / "results.svg"
 PARTS = ("operations", "cold", "load", "keys")
+
+type Report = Callable[[str], None]
+
+
+class Results(msgspec.Struct, kw_only=True):
+    """Of the parts that ran."""
+
+    machine: dict[str, Any]
+    measured: list[operations.Measured] = []
+    work: list[operations.Work] = []
+    cold: list[ColdStart] = []
+    load: list[Load] = []
+    memory: dict[str, float] = {}
+    keys: Found | None = None
+    targets: list[Target] = []
+    costs: list[Cost] = []
 
 
 def main() -> None:
     arguments = _parser().parse_args()
+    if not INTERPRETER.exists():
+        sys.exit("The functions' own interpreter is not there yet: run `make bench`, which makes it.")
     started = time.monotonic()
 
     def report(doing: str) -> None:
         print(f"[{time.monotonic() - started:5.0f} s] {doing}", file=sys.stderr, flush=True)
 
-    results: dict[str, Any] = {
-        "machine": {"cpus": _cpus(), "python": platform.python_version(), "system": platform.platform()},
-    }
+    results = Results(
+        machine={"cpus": _cpus(), "python": platform.python_version(), "system": platform.platform()},
+    )
     with tempfile.TemporaryDirectory(prefix="ks-bench-") as name:
         directory = Path(name)
         for part in arguments.parts or PARTS:
             report(f"== {part}")
-            results[part] = _RUN[part](directory / part, arguments, report)
-    if not arguments.parts:
+            results.targets += _RUN[part](directory / part, arguments, report, results)
+    print(targets.show(results.targets), flush=True)
+    if results.keys is not None and not arguments.parts:
         RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
-        report(f"written: {RESULTS}")
+        PLOT.write_text(plot.drawn(results.measured, results.cold, results.keys))
+        report(f"written: {RESULTS} and {PLOT}")
 
 
-def _operations(directory: Path, arguments: argparse.Namespace, report: Callable[[str], None]) -> Any:
-    measured: list[operations.Measured] = []
-    work: list[operations.Work] = []
+def _operations(directory: Path, arguments: argparse.Namespace, report: Report, results: Results) -> Iterable[Target]:
     for delay in operations.LITELLM_DELAYS:
         with running_stage(directory / f"{delay}", litellm_delay_seconds=delay) as stage:
             known: list[Operation] = [operation for operation in operations.ORDER if stage.has(FUNCTIONS[operation])]
-            work = work or operations.count_work(stage, directory / "counted", known)
+            results.work = results.work or operations.count_work(stage, directory / "counted", known)
             for clients in operations.CLIENTS:
-                measured += operations.measure(
+                results.measured += operations.measure(
                     stage,
                     litellm_delay_seconds=delay,
                     clients=clients,
@@ -56,29 +80,32 @@ def _operations(directory: Path, arguments: argparse.Namespace, report: Callable
                     operations=known,
                     report=report,
                 )
-    print(operations.show(measured, work), flush=True)
-    return {"measured": measured, "work": work}
+    results.costs = cost.costs_of(results.measured)
+    print(operations.show(results.measured, results.work), cost.show(results.costs), sep="\n\n", flush=True)
+    return targets.of_operations(results.measured)
 
 
-def _cold(directory: Path, arguments: argparse.Namespace, report: Callable[[str], None]) -> Any:
-    found = cold_start.measure(directory, starts=arguments.starts, report=report)
-    print(cold_start.show(found), flush=True)
-    return found
+def _cold(directory: Path, arguments: argparse.Namespace, report: Report, results: Results) -> Iterable[Target]:
+    results.cold = cold_start.measure(directory, starts=arguments.starts, report=report)
+    print(cold_start.show(results.cold), flush=True)
+    return targets.of_cold_starts(results.cold)
 
 
-def _load(directory: Path, arguments: argparse.Namespace, report: Callable[[str], None]) -> Any:
-    found = under_load.measure(directory, seconds=arguments.seconds, report=report)
-    print(under_load.show(found), flush=True)
-    return found
+def _load(directory: Path, arguments: argparse.Namespace, report: Report, results: Results) -> Iterable[Target]:
+    results.load, results.memory = under_load.measure(directory, seconds=arguments.seconds, report=report)
+    print(under_load.show(results.load), under_load.show_memory(results.memory), sep="\n\n", flush=True)
+    return targets.of_load(results.load)
 
 
-def _keys(directory: Path, arguments: argparse.Namespace, report: Callable[[str], None]) -> Any:
-    found = many_keys.measure(directory, keys=arguments.keys, audit_records=arguments.audit_records, report=report)
-    print(many_keys.show(found), flush=True)
-    return found
+def _keys(directory: Path, arguments: argparse.Namespace, report: Report, results: Results) -> Iterable[Target]:
+    results.keys = many_keys.measure(
+        directory, keys=arguments.keys, audit_records=arguments.audit_records, report=report
+    )
+    print(many_keys.show(results.keys), flush=True)
+    return targets.of_many_keys(results.keys)
 
 
-_RUN: dict[str, Callable[[Path, argparse.Namespace, Callable[[str], None]], Any]] = {
+_RUN: dict[str, Callable[[Path, argparse.Namespace, Report, Results], Iterable[Target]]] = {
     "operations": _operations,
     "cold": _cold,
     "load": _load,

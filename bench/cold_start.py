@@ -11,14 +11,15 @@ import msgspec
 
 from bench.clients import KEYS
 from bench.figures import Spread, spread_of, table_of
-from bench.stage import Stage, running_stage
+from bench.stage import CHECKOUT, INTERPRETER, Stage, Told, running_stage
+from local.stack import LocalStack
 
 _PAUSE_SECONDS = 0.3
 
 
 class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds from spawning the process to its answer; `secrets` of them were Secrets Manager, and `derivation`
-    KMS. `without_secrets` is what an environment pays that reads them from elsewhere."""
+    """Milliseconds from spawning the process to its answer; `secrets` of them were Secrets Manager, and `derivation` KMS.
+    `without_secrets` is the rest of the first."""
 
     function: str
     first_answer: Spread
@@ -31,7 +32,19 @@ class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
 def measure(directory: Path, *, starts: int, report: Callable[[str], None]) -> list[ColdStart]:
     with running_stage(directory, workers_per_function=2) as stage:
         stage.people(1, name="cold")
-        return [_measured(stage, function, event, starts=starts, report=report) for function, event in _EVENTS.items()]
+        found = [_measured(stage, function, event, starts=starts, report=report) for function, event in _EVENTS.items()]
+        report(f"a function that does nothing, {starts} cold starts")
+        with LocalStack.start(
+            template=CHECKOUT / "bench/floor/template.yaml",
+            litellm_url=stage.stack.litellm_url,
+            litellm_master_key=stage.stack.litellm_master_key,
+            database=stage.stack.database,
+            aws=stage.stack.aws,
+            interpreter=INTERPRETER,
+            log_directory=directory / "floor",
+        ) as bare:
+            totals = [_started(bare, "Bare", {}) for _ in range(starts)]
+        return [_cold_start("nothing", totals, []), *found]
 
 
 def _measured(
@@ -43,32 +56,45 @@ def _measured(
     report: Callable[[str], None],
 ) -> ColdStart:
     report(f"{function}, {starts} cold starts")
-    totals: list[float] = []
     with stage.listening() as told:
-        for _ in range(starts):
-            wanted = event(stage)
-            stage.stack.retire_workers()
-            while stage.stack.worker_pids(function):
-                time.sleep(0.02)
-            time.sleep(_PAUSE_SECONDS)
-            started = time.perf_counter()
-            answer = stage.stack.invoke(function, wanted)
-            totals.append((time.perf_counter() - started) * 1000)
-            if not 200 <= answer["statusCode"] < 300:
-                raise RuntimeError(f"{function} answered {answer['statusCode']}: {answer['body'][:200]}")
-    mine = told[-starts:]
+        totals = [_started(stage.stack, function, event(stage)) for _ in range(starts)]
+    return _cold_start(function, totals, told[-starts:])
+
+
+def _started(stack: LocalStack, function: str, event: dict[str, Any]) -> float:
+    """Of the next process, when there is none any more."""
+    stack.retire_workers()
+    while stack.worker_pids(function):
+        time.sleep(0.02)
+    time.sleep(_PAUSE_SECONDS)
+    started = time.perf_counter()
+    answer = stack.invoke(function, event)
+    elapsed = (time.perf_counter() - started) * 1000
+    if not 200 <= answer["statusCode"] < 300:
+        raise RuntimeError(f"{function} answered {answer['statusCode']}: {answer['body'][:200]}")
+    return elapsed
+
+
+def _cold_start(function: str, totals: Sequence[float], told: Sequence[Told]) -> ColdStart:
+    """`told`: what each start said of its parts; nothing of a function that has none."""
     first_answer = spread_of(totals)
-    without = spread_of([total - one.secrets for total, one in zip(totals, mine, strict=True)])
+    without = (
+        spread_of([total - one.secrets for total, one in zip(totals, told, strict=True)]) if told else first_answer
+    )
     assert first_answer is not None
     assert without is not None
     return ColdStart(
         function=function,
         first_answer=first_answer,
         without_secrets=without,
-        secrets_ms=round(statistics.median(one.secrets for one in mine), 1),
-        derivation_ms=round(statistics.median(one.derivation for one in mine), 1),
-        litellm_ms=round(statistics.median(one.litellm for one in mine), 1),
+        secrets_ms=_median([one.secrets for one in told]),
+        derivation_ms=_median([one.derivation for one in told]),
+        litellm_ms=_median([one.litellm for one in told]),
     )
+
+
+def _median(values: Sequence[float]) -> float:
+    return round(statistics.median(values), 1) if values else 0.0
 
 
 def event_of(stage: Stage, route: str, *, subject: str = "cold-0", body: object = None, **path: str) -> dict[str, Any]:

@@ -58,18 +58,22 @@ FROM (SELECT array_agg(id ORDER BY oauth_id) AS ids FROM users WHERE oauth_id LI
 
 
 def fill(stage: Stage, *, keys: int, audit_records: int, report: Callable[[str], None]) -> None:
-    """Two sessions side by side; the audit table gets its indexes when it is full."""
+    """Two sessions side by side; the audit table gets its indexes, its key among them, when it is full."""
     report(f"inserting {keys:,} keys and {audit_records:,} audit records")
     stage.execute(_USERS, users=USERS, provider=OAUTH_PROVIDER, others=[MANY, FEW, ADMINISTRATOR])
+    stage.execute("ALTER TABLE audit_logs SET UNLOGGED")
     # The database's own words about itself are no input.
     indexes = stage.rows(
         """
-        SELECT indexname, indexdef FROM pg_indexes
+        SELECT indexdef AS definition, 'DROP INDEX ' || indexname AS drop FROM pg_indexes
         WHERE tablename = 'audit_logs' AND indexname NOT IN (SELECT conname FROM pg_constraint)
+        UNION ALL
+        SELECT 'ALTER TABLE audit_logs ADD PRIMARY KEY (id)', 'ALTER TABLE audit_logs DROP CONSTRAINT ' || conname
+        FROM pg_constraint WHERE conrelid = 'audit_logs'::regclass AND contype = 'p'
         """
     )
     for index in indexes:
-        stage.execute(cast("LiteralString", f"DROP INDEX {index['indexname']}"))
+        stage.execute(cast("LiteralString", index["drop"]))
     with ThreadPoolExecutor(2) as pool:
         half = audit_records // 2
         filling = [
@@ -86,7 +90,7 @@ def fill(stage: Stage, *, keys: int, audit_records: int, report: Callable[[str],
             """
         )
         report(f"building {len(indexes)} indexes of {audit_records:,} audit records")
-        for one in [pool.submit(stage.execute, cast("LiteralString", index["indexdef"])) for index in indexes]:
+        for one in [pool.submit(stage.execute, cast("LiteralString", index["definition"])) for index in indexes]:
             one.result()
     report("collecting statistics")
     stage.rows("VACUUM ANALYZE")

@@ -1,6 +1,7 @@
 """The running service under measurement: who calls it, and what its functions say of each request."""
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -17,10 +18,13 @@ from psycopg.rows import DictRow, dict_row
 from bench.clients import Answer, Caller, Operation, Plan
 from local.function_log import objects_in
 from local.litellm_process import LiteLLMProcess
+from local.postgres import PostgresServer
 from local.seed import insert_models, subscribe
 from local.stack import LocalStack
 
 CHECKOUT = Path(__file__).parent.parent
+# With nothing but what a function has in Lambda: httpx imports click and rich where they are, which costs a start 100 ms.
+INTERPRETER = CHECKOUT / ".tools/lambda/bin/python"
 MODELS = ["gpt-4o", "gpt-4o-mini"]
 FUNCTIONS: dict[Operation, str] = {
     "list": "ListApiKeys",
@@ -30,6 +34,7 @@ FUNCTIONS: dict[Operation, str] = {
     "rotate": "RotateApiKey",
     "delete": "DeleteApiKey",
 }
+_PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -83,10 +88,9 @@ class Stage:
             return cursor.fetchall() if cursor.description else []
 
     def execute(self, *statements: LiteralString, **parameters: Any) -> None:
-        """As an import would: no trigger or foreign key looks at every row, and indexes are built with some memory."""
+        """As an import would: no trigger or foreign key looks at every row."""
         with psycopg.connect(self.stack.admin_dsn, autocommit=True) as connection:
             connection.execute("SET session_replication_role = replica")
-            connection.execute("SET maintenance_work_mem = '512MB'")
             for statement in statements:
                 connection.execute(statement, parameters or None)
 
@@ -104,6 +108,11 @@ class Stage:
     def cpu_seconds(self, functions: Sequence[str]) -> float:
         """That the functions' living processes have used so far, in user and kernel mode."""
         return sum(_cpu_seconds(pid) for function in functions for pid in self.stack.worker_pids(function))
+
+    def peak_megabytes(self, function: str) -> float:
+        """The most that one of the function's living processes has had resident: VmHWM of proc_pid_status(5), in kB."""
+        texts = [Path(f"/proc/{pid}/status").read_text() for pid in self.stack.worker_pids(function)]
+        return round(max(int(kilobytes) for text in texts for kilobytes in _PEAK.findall(text)) / 1024, 1)
 
 
 def _told(metrics: Mapping[str, Any]) -> Told | None:
@@ -134,8 +143,10 @@ def running_stage(
     workers_per_function: int = 8,
     litellm_url: str | None = None,
     beside: Stage | None = None,
+    database: PostgresServer | None = None,
 ) -> Generator[Stage]:
-    """`beside` lends its PostgreSQL and AWS; `litellm_url` is a way to the stand-in that somebody else owns."""
+    """`beside` lends its PostgreSQL and AWS; `litellm_url` is a way to the stand-in that somebody else owns; `database` is
+    a server that somebody else ends."""
     directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as closing:
         if beside is not None and litellm_url is not None:
@@ -157,10 +168,11 @@ def running_stage(
                 parameters={"MaxActiveKeys": "1000", **(parameters or {})},
                 litellm_url=litellm_url,
                 litellm_master_key=master_key,
-                database=beside and beside.stack.database,
+                database=database or (beside and beside.stack.database),
                 aws=beside and beside.stack.aws,
                 workers_per_function=workers_per_function,
                 log_directory=directory,
+                interpreter=INTERPRETER,
             )
         )
         insert_models(stack.admin_dsn, MODELS)

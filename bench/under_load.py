@@ -1,7 +1,7 @@
 """Many callers at once for a minute, and the same while LiteLLM is slow: who waits, who fails, what is lost."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,7 +22,8 @@ SLOW_CLIENTS = 8
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """`waits`: milliseconds by operation. `statuses` over all; `connections`: the most PostgreSQL had of the functions.
-    `lost`: keys of one system that the other does not know, after everything has been answered."""
+    `workers`: processes there are then, as many as Lambda would start, up to the limit here. `lost`: keys of one system that
+    the other does not know, after everything has been answered."""
 
     clients: int
     litellm: str
@@ -31,16 +32,19 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     waits: dict[str, Spread]
     statuses: dict[str, int]
     workers: dict[str, int]
+    all_workers: int
     connections: int
     lost: int
 
 
-def measure(directory: Path, *, seconds: float, report: Callable[[str], None]) -> list[Load]:
+def measure(directory: Path, *, seconds: float, report: Callable[[str], None]) -> tuple[list[Load], dict[str, float]]:
+    """And what a process of each function has needed at most, in MB."""
     found: list[Load] = []
     with running_stage(directory, workers_per_function=WORKERS) as stage:
         for clients in CLIENTS:
             report(f"{clients} clients for {seconds:.0f} s")
             found.append(_loaded(stage, clients=clients, seconds=seconds, litellm="as it is"))
+        memory = {FUNCTIONS[operation]: stage.peak_megabytes(FUNCTIONS[operation]) for operation in MIX}
         with (
             FaultProxy(stage.stack.litellm_url) as slow,
             running_stage(
@@ -52,9 +56,9 @@ def measure(directory: Path, *, seconds: float, report: Callable[[str], None]) -
             ) as slowed,
         ):
             slow.inject("*", "delay", seconds=SLOW_SECONDS, times=1_000_000)
-            report(f"{SLOW_CLIENTS} clients for {seconds / 2:.0f} s, LiteLLM {SLOW_SECONDS:.0f} s slower")
-            found.append(_loaded(slowed, clients=SLOW_CLIENTS, seconds=seconds / 2, litellm=f"+ {SLOW_SECONDS:.0f} s"))
-    return found
+            report(f"{SLOW_CLIENTS} clients for {seconds / 3:.0f} s, LiteLLM {SLOW_SECONDS:.0f} s slower")
+            found.append(_loaded(slowed, clients=SLOW_CLIENTS, seconds=seconds / 3, litellm=f"+ {SLOW_SECONDS:.0f} s"))
+    return found, memory
 
 
 def _loaded(stage: Stage, *, clients: int, seconds: float, litellm: str) -> Load:
@@ -77,6 +81,7 @@ def _loaded(stage: Stage, *, clients: int, seconds: float, litellm: str) -> Load
         },
         statuses=_statuses(answers),
         workers={FUNCTIONS[operation]: len(stage.stack.worker_pids(FUNCTIONS[operation])) for operation in MIX},
+        all_workers=sum(len(stage.stack.worker_pids(function)) for function in stage.stack.function_names),
         connections=row["connections"],
         lost=_lost(stage),
     )
@@ -108,7 +113,7 @@ def show(found: Sequence[Load]) -> str:
     return table_of(
         [
             *("clients", "LiteLLM", "requests/s", "list p50 ms", "list p99 ms", "create p50 ms", "create p99 ms"),
-            *("delete p50 ms", "delete p99 ms", "connections", "lost", "statuses"),
+            *("delete p50 ms", "delete p99 ms", "workers", "connections", "lost", "statuses"),
         ],
         [
             (
@@ -119,8 +124,13 @@ def show(found: Sequence[Load]) -> str:
                     for spread in (one.waits.get(operation),)
                     for figure in ((spread.median, spread.p99) if spread else (None, None))
                 ),
+                "+".join(str(count) for count in one.workers.values()),
                 *(one.connections, one.lost, ", ".join(f"{name}: {count}" for name, count in one.statuses.items())),
             )
             for one in found
         ],
     )
+
+
+def show_memory(memory: Mapping[str, float]) -> str:
+    return table_of(["function", "most resident memory, MB"], list(memory.items()))

@@ -7,9 +7,9 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Literal, Self
 
 import psycopg
@@ -48,12 +48,20 @@ _SETTINGS = {
 class PostgresServer:
     """One cluster in a private directory, reached by a unix socket, with passwords checked as in production."""
 
-    def __init__(self, *, log_path: Path | None = None, on_loopback_port: int | None = None) -> None:
-        """Make the cluster and start it. `on_loopback_port` makes it listen on 127.0.0.1 too. Raises StartFailed."""
+    def __init__(
+        self,
+        *,
+        log_path: Path | None = None,
+        on_loopback_port: int | None = None,
+        settings: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Make the cluster and start it. `on_loopback_port` makes it listen on 127.0.0.1 too; `settings` win over those
+        made for tests. Raises StartFailed."""
         self._root = private_directory(name="ks-pg")
         self._account = _unprivileged_account()
         self._passwords = {SUPERUSER: secrets.token_urlsafe(16)}
         self._on_loopback = on_loopback_port is not None
+        self._settings = _SETTINGS | dict(settings)
         self._server: Child | None = None
         self.port = on_loopback_port or PORT
         self.log_path = log_path or self._root / "postgres.log"
@@ -122,7 +130,7 @@ class PostgresServer:
         """Returns when it takes connections; nothing happens when it already runs."""
         if self._server is not None and self._server.exit_code() is None:
             return
-        settings = _SETTINGS | {
+        settings = self._settings | {
             "unix_socket_directories": str(self.socket_directory),
             "listen_addresses": "127.0.0.1" if self._on_loopback else "",
             "port": str(self.port),

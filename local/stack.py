@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -73,14 +74,16 @@ class LocalStack:
         port: int = 0,
         workers_per_function: int = WORKERS_PER_FUNCTION,
         log_directory: Path | None = None,
+        interpreter: Path = Path(sys.executable),
         report: Step = lambda _: None,
     ) -> Self:
         """A running stack with an empty, migrated database.
 
         `parameters` are the template's and win over what the stack would give them; `extra_environment` reaches every
         function. An outside LiteLLM needs both its URL and its master key. `database` and `aws` that are passed in are
-        left running at the end, and a database of the wanted name that exists there is used as it is. `report` hears
-        one line for each step. Raises StartFailed with one line for a person; nothing is left behind then.
+        left running at the end, and a database of the wanted name that exists there is used as it is. `interpreter` runs
+        the functions, with the layer's requirements and Lambda's runtime client. `report` hears one line for each step.
+        Raises StartFailed with one line for a person; nothing is left behind then.
         """
         if (litellm_url is None) != (litellm_master_key is None):
             raise StartFailed("an outside LiteLLM needs both LITELLM_URL and LITELLM_MASTER_KEY")
@@ -96,6 +99,7 @@ class LocalStack:
                 port=port,
                 workers_per_function=workers_per_function,
                 log_directory=log_directory,
+                interpreter=interpreter,
                 report=report,
             )
         except BaseException:
@@ -205,6 +209,7 @@ class LocalStack:
         port: int,
         workers_per_function: int,
         log_directory: Path | None,
+        interpreter: Path,
         report: Step,
     ) -> None:
         # The port first: that it is taken should be said before anything is started.
@@ -248,7 +253,9 @@ class LocalStack:
         home = root / "home"
         home.mkdir()
         environment = {"AWS_ENDPOINT_URL": self.aws.url, "HOME": str(home), **extra_environment}
-        self._start_functions(application, environment=environment, workers_per_function=workers_per_function)
+        self._start_functions(
+            application, environment=environment, workers_per_function=workers_per_function, interpreter=interpreter
+        )
         self._thread.serve(
             Gateway(application, invoke=lambda name, event: self._pools[name].invoke(event)), [api_listener]
         )
@@ -279,7 +286,12 @@ class LocalStack:
         self._thread.serve(self._issuer, [listener])
 
     def _start_functions(
-        self, application: Application, *, environment: Mapping[str, str], workers_per_function: int
+        self,
+        application: Application,
+        *,
+        environment: Mapping[str, str],
+        workers_per_function: int,
+        interpreter: Path,
     ) -> None:
         runtime_api = RuntimeApi()
         listeners = {name: [listen() for _ in range(workers_per_function)] for name in application.functions}
@@ -293,6 +305,7 @@ class LocalStack:
                 runtime_api=runtime_api,
                 log_path=self.log_path,
                 loop=self._thread.loop,
+                interpreter=interpreter,
             )
         self._closing.callback(self._stop_functions)
 

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import socket
-import sys
 import time
 import uuid
 from collections import deque
@@ -143,6 +142,7 @@ class WorkerPool:
         runtime_api: RuntimeApi,
         log_path: Path,
         loop: asyncio.AbstractEventLoop,
+        interpreter: Path,
     ) -> None:
         """`listeners`: a listening socket, served by the Runtime API, for each worker there may be at once."""
         self.function = function
@@ -151,6 +151,7 @@ class WorkerPool:
         self._runtime_api = runtime_api
         self._log_path = log_path
         self._loop = loop
+        self._interpreter = interpreter
         self._free_ports = [port_of(listener) for listener in listeners]
         self._workers: list[_Worker] = []
         self._waiting: deque[_Invocation] = deque()
@@ -219,7 +220,7 @@ class WorkerPool:
         self._workers.append(worker)
         with self._log_path.open("ab") as log:
             worker.child = spawn(
-                [sys.executable, "-m", "awslambdaric", self.function.handler],
+                [str(self._interpreter), "-m", "awslambdaric", self.function.handler],
                 environment=self.environment | {"AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{worker.port}"},
                 output=log,
                 directory=self.function.code,

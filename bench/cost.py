@@ -1,0 +1,73 @@
+"""Dollars for a million of one operation, by the memory that a function is given.
+
+Prices are AWS's list prices for us-east-1 as known in mid-2025, the same as in docs/scaling.md; nothing looks them up.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from bench.figures import table_of
+from bench.operations import Measured
+
+MEMORY_MEGABYTES = (256, 512, 1024, 1769)
+# Lambda gives processor time in proportion to memory: one whole processor at 1,769 MB (Lambda developer guide).
+_WHOLE_PROCESSOR_MEGABYTES = 1769
+_GIGABYTE_SECOND_ARM64 = 0.0000133334
+_REQUESTS_PER_MILLION = 0.20
+_GATEWAY_PER_MILLION = 1.00
+_LOGS_PER_MILLION = 1.00
+_KMS_PER_MILLION_CALLS = 3.00
+# What a real LiteLLM and KMS take of each call in a region, where the stand-ins here answer at once.
+_LITELLM_MS = 110.0
+_KMS_MS = 8.0
+LITELLM_CALLS = {"create": 1, "list": 0, "get": 0, "update": 2, "rotate": 2, "delete": 1}
+KMS_CALLS = {"create": 1, "list": 0, "get": 0, "update": 0, "rotate": 1, "delete": 0}
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    operation: str
+    memory_megabytes: int
+    billed_ms: float
+    dollars_per_million: float
+
+
+def costs_of(measured: Sequence[Measured]) -> list[Cost]:
+    """Of one client and a LiteLLM that answers at once: the rest is added."""
+    alone = [one for one in measured if one.clients == 1 and one.litellm_delay_ms == 0]
+    return [_cost(one, memory) for one in alone for memory in MEMORY_MEGABYTES]
+
+
+def _cost(one: Measured, memory: int) -> Cost:
+    slower = _WHOLE_PROCESSOR_MEGABYTES / memory
+    outside = LITELLM_CALLS[one.operation] * _LITELLM_MS + KMS_CALLS[one.operation] * _KMS_MS
+    billed = one.own.median + one.cpu_ms * (slower - 1) + outside
+    compute = billed / 1000 * memory / 1024 * _GIGABYTE_SECOND_ARM64 * 1_000_000
+    fixed = _REQUESTS_PER_MILLION + _GATEWAY_PER_MILLION + _LOGS_PER_MILLION
+    keys = KMS_CALLS[one.operation] * _KMS_PER_MILLION_CALLS
+    return Cost(
+        operation=one.operation,
+        memory_megabytes=memory,
+        billed_ms=round(billed, 1),
+        dollars_per_million=round(compute + fixed + keys, 2),
+    )
+
+
+def show(costs: Sequence[Cost]) -> str:
+    operations = list(dict.fromkeys(cost.operation for cost in costs))
+    by = {(cost.operation, cost.memory_megabytes): cost for cost in costs}
+    return table_of(
+        ["operation", *(f"{part} at {memory} MB" for memory in MEMORY_MEGABYTES for part in ("ms", "$ a million"))],
+        [
+            (
+                operation,
+                *(
+                    figure
+                    for memory in MEMORY_MEGABYTES
+                    for cost in (by[operation, memory],)
+                    for figure in (cost.billed_ms, cost.dollars_per_million)
+                ),
+            )
+            for operation in operations
+        ],
+    )

@@ -1,0 +1,75 @@
+"""What was to be reached, beside what was."""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from bench.cold_start import ColdStart
+from bench.figures import table_of
+from bench.many_keys import Found
+from bench.operations import Measured
+from bench.reference import COLD_START_MS, CURSOR_FACTOR, LITEMAAS, OWN_MS
+from bench.under_load import Load
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    at_most: float
+    measured: float
+
+    @property
+    def is_met(self) -> bool:
+        return self.measured <= self.at_most
+
+
+def of_operations(measured: Sequence[Measured]) -> Iterator[Target]:
+    """By one client and a LiteLLM that answers at once."""
+    alone = {one.operation: one for one in measured if one.clients == 1 and one.litellm_delay_ms == 0}
+    for operation, at_most in OWN_MS.items():
+        yield Target(name=f"{operation}: own time, p50 ms", at_most=at_most, measured=alone[operation].own.median)
+    for operation, theirs in LITEMAAS.items():
+        yield Target(
+            name=f"{operation}: processor time, half of LiteMaaS's, ms",
+            at_most=theirs.cpu_ms / 2,
+            measured=alone[operation].cpu_ms,
+        )
+
+
+def of_cold_starts(found: Sequence[ColdStart]) -> Iterator[Target]:
+    for one in found:
+        if one.function in COLD_START_MS:
+            yield Target(
+                name=f"{one.function}: cold start without the secrets, p50 ms",
+                at_most=COLD_START_MS[one.function],
+                measured=one.without_secrets.median,
+            )
+
+
+def of_load(found: Sequence[Load]) -> Iterator[Target]:
+    for one in found:
+        failed = sum(count for status, count in one.statuses.items() if status.split()[1][0] != "2")
+        if one.litellm == "as it is":
+            yield Target(name=f"{one.clients} clients: requests that failed", at_most=0, measured=failed)
+        yield Target(name=f"{one.clients} clients, LiteLLM {one.litellm}: keys lost", at_most=0, measured=one.lost)
+        yield Target(
+            name=f"{one.clients} clients, LiteLLM {one.litellm}: connections, one for each worker",
+            at_most=one.all_workers,
+            measured=one.connections,
+        )
+
+
+def of_many_keys(found: Found) -> Iterator[Target]:
+    pages = {page.name: page.own for page in found.pages}
+    for name in ("list, by cursor", "list, isActive=true, by cursor", "list, one model, by cursor"):
+        yield Target(
+            name=f"{name}: p99 beside that of ten keys, factor",
+            at_most=CURSOR_FACTOR,
+            measured=round(pages[name].p99 / pages["list, 10 keys"].p99, 2),
+        )
+
+
+def show(targets: Sequence[Target]) -> str:
+    return table_of(
+        ["target", "at most", "measured", ""],
+        [(one.name, one.at_most, one.measured, "met" if one.is_met else "NOT MET") for one in targets],
+    )

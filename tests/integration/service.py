@@ -20,8 +20,9 @@ from keyservice import database as keyservice_database
 from keyservice.alteration import AlterationRules, KeyAlteration
 from keyservice.aws import Aws
 from keyservice.creation import CreateRules, KeyCreation
-from keyservice.deletion import DeleteRules, KeyDeletion
+from keyservice.deletion import KeyDeletion
 from keyservice.derivation import KeyDeriver
+from keyservice.ending import EndRules
 from keyservice.errors import ServiceError
 from keyservice.listing import KeyListing
 from keyservice.litellm import LiteLLM
@@ -45,7 +46,7 @@ from keyservice.models import (
     Settled,
 )
 from keyservice.provenance import Deployment
-from keyservice.retirement import RetireRules, SecretRetirement
+from keyservice.retirement import SecretRetirement
 from keyservice.revelation import SecretRevelation
 from keyservice.rotation import KeyRotation, RotateRules
 from keyservice.secret_values import SecretValues
@@ -207,7 +208,7 @@ class Service:
         return KeyDeletion(
             database=self.connect_database() if fresh else self.database,
             litellm=self.connect_litellm() if fresh else self.gateway,
-            rules=DeleteRules(lease_seconds=LEASE_SECONDS, gateway_cache_seconds=60.0),
+            rules=EndRules(lease_seconds=LEASE_SECONDS, gateway_cache_seconds=60.0),
         )
 
     def alteration(self, *, fresh: bool = False, **rules: Any) -> KeyAlteration:
@@ -227,7 +228,7 @@ class Service:
         return SecretRetirement(
             database=self.connect_database() if fresh else self.database,
             litellm=self.connect_litellm() if fresh else self.gateway,
-            rules=RetireRules(lease_seconds=LEASE_SECONDS, gateway_cache_seconds=60.0),
+            rules=EndRules(lease_seconds=LEASE_SECONDS, gateway_cache_seconds=60.0),
         )
 
     def rotation(self, *, fresh: bool = False, deriver: KeyDeriver | None = None) -> KeyRotation:

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 from keyservice import deletion_store
 from keyservice.errors import InvalidRequest, NotFound
-from keyservice.models import Creation, Deadline, DeletedKey, NewApiKey, PendingDelete, PendingDeletion
+from keyservice.models import Creation, Deadline, DeletedKey, NewApiKey, PendingDeletion, PendingEnding
 from keyservice.schema import migrate
 from local.roles import APP, MIGRATOR
 from tests.integration.service import Service, Traces, all_at_once, caller
@@ -60,7 +60,7 @@ def test_eight_ends_of_one_delete_write_one_audit_record(service: Service):
         keeps_row=False,
         lease_seconds=30,
     )
-    assert isinstance(begun, PendingDelete)
+    assert isinstance(begun, PendingEnding)
     operation_id, epoch, hashes = begun.operation_id, begun.epoch, [token.hash for token in begun.tokens]
     databases = [service.connect_database() for _ in range(8)]
 

@@ -12,7 +12,7 @@ from keyservice.models import (
     CompletedRotation,
     Deadline,
     PendingCompletion,
-    PendingRetirement,
+    PendingEnding,
     PendingRotation,
     RotationRequest,
 )
@@ -103,7 +103,7 @@ def test_eight_ends_of_one_retirement_write_one_audit_record(service: Service):
     begun = retirement_store.begin_completion(
         service.database, caller(), operation_id=uuid4(), api_key_id=key.id, lease_seconds=LEASE_SECONDS
     )
-    assert isinstance(begun, PendingRetirement)
+    assert isinstance(begun, PendingEnding)
     operation_id, epoch, hashes = begun.operation_id, begun.epoch, [token.hash for token in begun.tokens]
     databases = [service.connect_database() for _ in range(8)]
 
@@ -127,7 +127,7 @@ def test_a_retirement_is_not_over_while_a_secret_was_not_confirmed_gone(service:
     begun = retirement_store.begin_completion(
         service.database, caller(), operation_id=uuid4(), api_key_id=key.id, lease_seconds=LEASE_SECONDS
     )
-    assert isinstance(begun, PendingRetirement)
+    assert isinstance(begun, PendingEnding)
 
     ended_at = retirement_store.finish_retirement(
         service.database, operation_id=begun.operation_id, epoch=begun.epoch, api_key_id=key.id, gone_hashes=[]

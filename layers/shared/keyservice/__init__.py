@@ -22,6 +22,7 @@ spend           bringing spend from LiteLLM into the rows (spend_store: its SQL)
 operations      the operator's view of the journal (operations_store: its SQL)
 reconciliation  comparing LiteLLM's keys with the database's and healing what differs (reconciliation_store: its SQL)
 retirement      ending the secrets that a rotation has replaced (retirement_store: its SQL)
+ending          ending tokens, for a delete and for a rotation's earlier secrets
 issuing         having LiteLLM make a secret, for a create or a rotation (issuing_store: its SQL)
 provenance      whether this database is the one LiteLLM's keys were made from
 health          whether each backend answers

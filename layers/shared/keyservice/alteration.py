@@ -24,6 +24,7 @@ from keyservice.errors import (
     PreconditionFailed,
     ServiceError,
     Unavailable,
+    key_inactive,
     missing_key,
     reason,
 )
@@ -149,13 +150,9 @@ class KeyAlteration:
                 raise Forbidden("Only administrators may reset the spend of a key.")
             case "broken" if begun.refusal is not None:
                 if any(rule.code == "inactive" for rule in begun.refusal.rules):
-                    raise InvalidRequest(
+                    raise key_inactive(
                         f"Cannot {to_do} inactive API key",
-                        details={
-                            "field": "isActive",
-                            "value": False,
-                            "suggestion": "A key that is inactive, revoked or expired stays so. Create a new API key",
-                        },
+                        suggestion="A key that is inactive, revoked or expired stays so. Create a new API key",
                     )
                 raise refusal_of(begun.refusal.rules, model_access=self._rules.model_access)
             case _:

@@ -2,34 +2,26 @@
 
 import uuid
 from collections.abc import Mapping
-from datetime import datetime, timedelta
-
-import msgspec
+from datetime import datetime
 
 from keyservice import deletion_store as store
-from keyservice import journal, standing, telemetry
+from keyservice import ending, standing, telemetry
 from keyservice.database import Database
 from keyservice.decoding import invalid
-from keyservice.errors import Unavailable, Violation, missing_key, reason
+from keyservice.ending import EndRules
+from keyservice.errors import Violation, missing_key
 from keyservice.litellm import LiteLLM
 from keyservice.models import (
     Caller,
     Deadline,
     DeletedKey,
-    PendingDelete,
     PendingDeletion,
+    PendingEnding,
     RevokedKey,
     parse_uuid,
     timestamp,
 )
 from keyservice.queries import parse_boolean
-
-
-class DeleteRules(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds: `lease_seconds` the operation is ours, `gateway_cache_seconds` a replica may remember a deleted key."""
-
-    lease_seconds: float
-    gateway_cache_seconds: float
 
 
 def parse_is_permanent(parameters: Mapping[str, str]) -> bool:
@@ -42,7 +34,7 @@ def parse_is_permanent(parameters: Mapping[str, str]) -> bool:
 
 
 class KeyDeletion:
-    def __init__(self, *, database: Database, litellm: LiteLLM, rules: DeleteRules) -> None:
+    def __init__(self, *, database: Database, litellm: LiteLLM, rules: EndRules) -> None:
         self._database = database
         self._litellm = litellm
         self._rules = rules
@@ -80,7 +72,7 @@ class KeyDeletion:
         return DeletedKey(
             message="API key deleted successfully",
             deleted_at=timestamp(ended_at),
-            effective_by=self._effective_by(ended_at),
+            effective_by=timestamp(self._rules.effective_by(ended_at)),
         )
 
     def _revoke(
@@ -94,11 +86,8 @@ class KeyDeletion:
         return RevokedKey(
             message="API key revoked successfully",
             revoked_at=timestamp(ended_at),
-            effective_by=self._effective_by(ended_at),
+            effective_by=timestamp(self._rules.effective_by(ended_at)),
         )
-
-    def _effective_by(self, ended_at: datetime) -> str:
-        return timestamp(ended_at + timedelta(seconds=self._rules.gateway_cache_seconds))
 
     def _end(
         self, caller: Caller, api_key_id: str, *, owner_id: uuid.UUID | None, keeps_row: bool, deadline: Deadline
@@ -122,33 +111,8 @@ class KeyDeletion:
                 raise missing_key(key_id)
             case "running":
                 return None
-            case PendingDelete():
+            case PendingEnding():
                 telemetry.identify(user_id=begun.user_id)
-                return self._finish(begun, deadline=deadline)
-
-    def _finish(self, pending: PendingDelete, *, deadline: Deadline) -> datetime | None:
-        try:
-            for token in pending.tokens:
-                self._litellm.delete(token.hash, deadline=deadline)
-            ended_at = store.finish_delete(
-                self._database,
-                operation_id=pending.operation_id,
-                epoch=pending.epoch,
-                api_key_id=pending.api_key_id,
-                gone_hashes=[token.hash for token in pending.tokens if token.is_safe],
-            )
-        except Unavailable as trouble:
-            self._release(pending, reason(trouble), waits_for_drain=False)
-            return None
-        if ended_at is None:
-            self._release(pending, journal.DRAINING, waits_for_drain=True)
-        return ended_at
-
-    def _release(self, pending: PendingDelete, error: str, *, waits_for_drain: bool) -> None:
-        journal.release(
-            self._database,
-            operation_id=pending.operation_id,
-            epoch=pending.epoch,
-            error=error,
-            waits_for_drain=waits_for_drain,
-        )
+                return ending.carry_out(
+                    self._database, self._litellm, begun, finish=store.finish_delete, deadline=deadline
+                )

@@ -10,7 +10,7 @@ import msgspec
 from keyservice.audit import record_of
 from keyservice.database import Database, Statement
 from keyservice.journal import LOCK_KEY, LOCK_OWN_KEY, audited, identity, repeated_once, require_known
-from keyservice.models import Caller, PendingDelete
+from keyservice.models import Caller, PendingEnding
 from keyservice.standing import CALLER, OWNER, STANDING, Standing, require_may_change, user_not_found
 
 # For administrators, whose first request this may be; the same as LOCK_OWN_KEY is for owners.
@@ -158,7 +158,7 @@ def begin_delete(
     api_key_id: UUID,
     keeps_row: bool,
     lease_seconds: float,
-) -> PendingDelete | Literal["not found", "running"]:
+) -> PendingEnding | Literal["not found", "running"]:
     """T1 of a delete of the caller's own key, or `owner_id`'s, one round trip: the row is off, all its tokens are
     condemned, and the operation, which supersedes a create or change still pending, will be finished whatever happens;
     the row is then deleted, or with `keeps_row` marked as revoked. Takes a delete over whose holder's lease has run out;
@@ -184,7 +184,7 @@ def begin_delete(
         return "not found"
     if rows[0]["operation_id"] is None:
         return "running"
-    return msgspec.convert({**rows[0], "tokens": rows[0]["tokens"] or []}, PendingDelete)
+    return msgspec.convert({**rows[0], "tokens": rows[0]["tokens"] or []}, PendingEnding)
 
 
 # Passes only when every token of the key has been confirmed gone for ever. Whether a token was safe is not asked here but

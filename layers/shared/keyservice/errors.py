@@ -258,15 +258,11 @@ class SecretUnavailable(Unavailable):
         super().__init__("A secret this service needs is not available. Nothing was changed; try again shortly.")
 
 
-def key_inactive() -> InvalidRequest:
-    return InvalidRequest(
-        "API key is inactive",
-        details={
-            "field": "isActive",
-            "value": False,
-            "suggestion": "This API key has been deactivated and cannot be used",
-        },
-    )
+def key_inactive(
+    message: str = "API key is inactive", *, suggestion: str = "This API key has been deactivated and cannot be used"
+) -> InvalidRequest:
+    """LiteMaaS words it differently where a key is to be changed."""
+    return InvalidRequest(message, details={"field": "isActive", "value": False, "suggestion": suggestion})
 
 
 def key_expired() -> InvalidRequest:

@@ -268,16 +268,6 @@ class PendingRotation(PendingSecret, frozen=True, kw_only=True):
     key_prefix: str
 
 
-class PendingRetirement(msgspec.Struct, frozen=True, kw_only=True):
-    """Earlier secrets that have had their time: LiteLLM has to forget these tokens."""
-
-    operation_id: UUID
-    epoch: int
-    api_key_id: UUID
-    user_id: UUID
-    tokens: list[Token]
-
-
 class OldSecret(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What becomes of the secrets before: `valid` until `valid_until`; `ending`, LiteLLM has not confirmed yet; `ended`,
     and from `effective_by` on refused by every LiteLLM replica."""
@@ -329,8 +319,8 @@ class RevealedKey(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     retrieved_at: Timestamp
 
 
-class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
-    """A delete that T1 has committed: the key is off in the database; LiteLLM has to forget these tokens."""
+class PendingEnding(msgspec.Struct, frozen=True, kw_only=True):
+    """A delete, or the end of earlier secrets, that T1 has committed: LiteLLM has to forget these tokens."""
 
     operation_id: UUID
     epoch: int

@@ -1,35 +1,27 @@
 """Retiring the secrets that a rotation has replaced: at once, at the end of their grace, or when their owner says so."""
 
 import uuid
-from datetime import datetime, timedelta
+from datetime import datetime
 
-import msgspec
-
-from keyservice import journal, telemetry
+from keyservice import ending, telemetry
 from keyservice import retirement_store as store
 from keyservice.database import Database
-from keyservice.errors import OperationInProgress, OperationOver, Unavailable, missing_key, reason
+from keyservice.ending import EndRules
+from keyservice.errors import OperationInProgress, OperationOver, missing_key
 from keyservice.litellm import LiteLLM
 from keyservice.models import (
     Caller,
     CompletedRotation,
     Deadline,
     PendingCompletion,
-    PendingRetirement,
+    PendingEnding,
     parse_uuid,
     timestamp,
 )
 
 
-class RetireRules(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds: `lease_seconds` the operation is ours, `gateway_cache_seconds` a replica may remember a deleted key."""
-
-    lease_seconds: float
-    gateway_cache_seconds: float
-
-
 class SecretRetirement:
-    def __init__(self, *, database: Database, litellm: LiteLLM, rules: RetireRules) -> None:
+    def __init__(self, *, database: Database, litellm: LiteLLM, rules: EndRules) -> None:
         self._database = database
         self._litellm = litellm
         self._rules = rules
@@ -61,7 +53,7 @@ class SecretRetirement:
                 raise OperationInProgress("Another change of this key is not finished yet. Try again shortly.")
             case "running":
                 return _pending()
-            case PendingRetirement():
+            case PendingEnding():
                 telemetry.identify(user_id=begun.user_id)
                 ended_at = self.carry_out(begun, deadline=deadline)
         if ended_at is None:
@@ -72,38 +64,16 @@ class SecretRetirement:
             effective_by=timestamp(self.effective_by(ended_at)),
         )
 
-    def carry_out(self, pending: PendingRetirement, *, deadline: Deadline) -> datetime | None:
-        """When LiteLLM had forgotten the tokens; None when it has not confirmed that: then the operation is given back, and
+    def carry_out(self, pending: PendingEnding, *, deadline: Deadline) -> datetime | None:
+        """When LiteLLM had forgotten the tokens; None when that is not certain: then the operation is given back, and
         settled."""
-        try:
-            for token in pending.tokens:
-                self._litellm.delete(token.hash, deadline=deadline)
-            ended_at = store.finish_retirement(
-                self._database,
-                operation_id=pending.operation_id,
-                epoch=pending.epoch,
-                api_key_id=pending.api_key_id,
-                gone_hashes=[token.hash for token in pending.tokens if token.is_safe],
-            )
-        except Unavailable as trouble:
-            self._release(pending, reason(trouble), waits_for_drain=False)
-            return None
-        if ended_at is None:
-            self._release(pending, journal.DRAINING, waits_for_drain=True)
-        return ended_at
+        return ending.carry_out(
+            self._database, self._litellm, pending, finish=store.finish_retirement, deadline=deadline
+        )
 
     def effective_by(self, ended_at: datetime) -> datetime:
         """From when on every LiteLLM replica refuses what was deleted then."""
-        return ended_at + timedelta(seconds=self._rules.gateway_cache_seconds)
-
-    def _release(self, pending: PendingRetirement, error: str, *, waits_for_drain: bool) -> None:
-        journal.release(
-            self._database,
-            operation_id=pending.operation_id,
-            epoch=pending.epoch,
-            error=error,
-            waits_for_drain=waits_for_drain,
-        )
+        return self._rules.effective_by(ended_at)
 
 
 def _pending() -> PendingCompletion:

@@ -10,7 +10,7 @@ import msgspec
 from keyservice.audit import record_of
 from keyservice.database import Database, Statement
 from keyservice.journal import LOCK_KEY, LOCK_OWN_KEY, audited, identity, repeated_once, require_known
-from keyservice.models import Caller, PendingRetirement
+from keyservice.models import Caller, PendingEnding
 from keyservice.standing import OWNER, STANDING, Standing, require_may_change_own
 
 
@@ -134,7 +134,7 @@ LEFT JOIN resumed ON true"""
 
 def begin_completion(
     database: Database, caller: Caller, *, operation_id: UUID, api_key_id: UUID, lease_seconds: float
-) -> PendingRetirement | Literal["not found", "running", "busy", "over"]:
+) -> PendingEnding | Literal["not found", "running", "busy", "over"]:
     """T1 of ending a grace early, one round trip: the earlier secrets have had their time from now on, and will leave
     LiteLLM whatever happens. Takes a retirement over whose holder's lease has run out; "running" while it has not, "busy"
     while another change is pending, "over" when there is no earlier secret. Raises Forbidden."""
@@ -155,7 +155,7 @@ def begin_completion(
     if row["api_key_id"] is None:
         return "not found"
     if row["operation_id"] is not None:
-        return msgspec.convert({**row, "tokens": row["tokens"] or []}, PendingRetirement)
+        return msgspec.convert({**row, "tokens": row["tokens"] or []}, PendingEnding)
     match row["running"]:
         case "retire":
             return "running"

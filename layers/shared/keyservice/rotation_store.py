@@ -28,7 +28,7 @@ from keyservice.journal import (
     require_known,
 )
 from keyservice.key_settings import SETTINGS
-from keyservice.models import Caller, Idempotency, PendingRetirement, PendingRotation, Progress
+from keyservice.models import Caller, Idempotency, PendingEnding, PendingRotation, Progress
 from keyservice.retirement_store import retirement_of
 from keyservice.standing import OWNER, STANDING, Standing, require_may_change_own
 
@@ -51,7 +51,7 @@ class Rotated(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress
     rotated_at: datetime | None
     grace_seconds: int
-    retirement: PendingRetirement | None
+    retirement: PendingEnding | None
 
 
 _BEGIN_ROTATE: LiteralString = (

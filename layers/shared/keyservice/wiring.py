@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from keyservice.creation import KeyCreation
     from keyservice.database import Database
     from keyservice.deletion import KeyDeletion
+    from keyservice.ending import EndRules
     from keyservice.health import HealthCheck
     from keyservice.key_defaults import Defaults
     from keyservice.key_statistics import Statistics
@@ -118,15 +119,21 @@ def key_rotation() -> "KeyRotation":
 
 @cache
 def secret_retirement() -> "SecretRetirement":
-    from keyservice.retirement import RetireRules, SecretRetirement
+    from keyservice.retirement import SecretRetirement
 
     return SecretRetirement(
         database=database(),
         litellm=litellm(),
-        rules=RetireRules(
-            lease_seconds=settings().lease_seconds,
-            gateway_cache_seconds=settings().seconds("GATEWAY_CACHE_SECONDS"),
-        ),
+        rules=_end_rules(),
+    )
+
+
+def _end_rules() -> "EndRules":
+    from keyservice.ending import EndRules
+
+    return EndRules(
+        lease_seconds=settings().lease_seconds,
+        gateway_cache_seconds=settings().seconds("GATEWAY_CACHE_SECONDS"),
     )
 
 
@@ -144,15 +151,12 @@ def secret_revelation() -> "SecretRevelation":
 
 @cache
 def key_deletion() -> "KeyDeletion":
-    from keyservice.deletion import DeleteRules, KeyDeletion
+    from keyservice.deletion import KeyDeletion
 
     return KeyDeletion(
         database=database(),
         litellm=litellm(),
-        rules=DeleteRules(
-            lease_seconds=settings().lease_seconds,
-            gateway_cache_seconds=settings().seconds("GATEWAY_CACHE_SECONDS"),
-        ),
+        rules=_end_rules(),
     )
 
 

@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures the service on this machine.")
     parser.add_argument("parts", nargs="*", help="all of them when none is named")
     parser.add_argument("--requests", type=int, default=200, help="of each operation (default: %(default)s)")
-    parser.add_argument("--starts", type=int, default=9, help="cold starts of each function (default: %(default)s)")
+    parser.add_argument("--starts", type=int, default=7, help="cold starts of each function (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="of each load (default: %(default)s)")
     parser.add_argument("--keys", type=int, default=1_000_000, help="rows of keys (default: %(default)s)")
     parser.add_argument("--audit-records", type=int, default=10_000_000, help="(default: %(default)s)")

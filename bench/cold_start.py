@@ -15,6 +15,7 @@ from bench.stage import CHECKOUT, INTERPRETER, Stage, Told, running_stage
 from local.stack import LocalStack
 
 _PAUSE_SECONDS = 0.3
+_WARM_REQUESTS = 500
 
 
 class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +28,8 @@ class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
     secrets_ms: float
     derivation_ms: float
     litellm_ms: float
+    warm_cpu_ms: float | None = None
+    """Processor time of each request after the first; only of the function that does nothing."""
 
 
 def measure(directory: Path, *, starts: int, report: Callable[[str], None]) -> list[ColdStart]:
@@ -44,7 +47,15 @@ def measure(directory: Path, *, starts: int, report: Callable[[str], None]) -> l
             log_directory=directory / "floor",
         ) as bare:
             totals = [_started(bare, "Bare", {}) for _ in range(starts)]
-        return [_cold_start("nothing", totals, []), *found]
+            warm_cpu_ms = _warm_cpu_ms(Stage(bare, directory), "Bare")
+        return [msgspec.structs.replace(_cold_start("nothing", totals, []), warm_cpu_ms=warm_cpu_ms), *found]
+
+
+def _warm_cpu_ms(stage: Stage, function: str) -> float:
+    before = stage.cpu_seconds([function])
+    for _ in range(_WARM_REQUESTS):
+        stage.stack.invoke(function, _list(stage))
+    return round((stage.cpu_seconds([function]) - before) * 1000 / _WARM_REQUESTS, 2)
 
 
 def _measured(
@@ -157,11 +168,12 @@ def show(found: Sequence[ColdStart]) -> str:
             "secrets ms",
             "KMS ms",
             "LiteLLM ms",
+            "processor ms of a warm one",
         ],
         [
             (
                 *(one.function, one.first_answer.median, f"{one.first_answer.least:.0f}-{one.first_answer.most:.0f}"),
-                *(one.without_secrets.median, one.secrets_ms, one.derivation_ms, one.litellm_ms),
+                *(one.without_secrets.median, one.secrets_ms, one.derivation_ms, one.litellm_ms, one.warm_cpu_ms),
             )
             for one in found
         ],

@@ -52,7 +52,7 @@ _AUDIT_RECORDS: LiteralString = """
 INSERT INTO audit_logs (user_id, action, resource_type, resource_id, metadata, created_at)
 SELECT owners.ids[1 + n %% %(users)s],
     CASE n %% 10 WHEN 0 THEN 'API_KEY_DELETE' WHEN 1 THEN 'API_KEY_UPDATE' WHEN 2 THEN 'LOGIN' ELSE 'API_KEY_CREATE' END,
-    'API_KEY', gen_random_uuid(), jsonb_build_object('name', 'key of team ' || n %% 50000), now() - make_interval(secs => n)
+    'API_KEY', n::text, jsonb_build_object('name', 'team ' || n %% 50000), now() - make_interval(secs => n)
 FROM (SELECT array_agg(id ORDER BY oauth_id) AS ids FROM users WHERE oauth_id LIKE 'crowd-%%') AS owners,
     generate_series(%(first)s::integer, %(last)s::integer) AS n"""
 

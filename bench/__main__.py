@@ -62,7 +62,7 @@ def main() -> None:
     print(targets.show(results.targets), flush=True)
     if results.keys is not None and not arguments.parts:
         RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
-        PLOT.write_text(plot.drawn(results.measured, results.cold, results.keys))
+        plot.draw(PLOT, measured=results.measured, cold=results.cold, keys=results.keys)
         report(f"written: {RESULTS} and {PLOT}")
 
 

@@ -11,7 +11,7 @@ type Compared = Literal["create", "list", "delete"]
 
 
 class LiteMaaS(msgspec.Struct, frozen=True, kw_only=True):
-    """Medians in milliseconds for 1 client and for 8; `cpu_ms`: processor time of one request, by the least it took."""
+    """Medians in milliseconds for 1 client and for 8; `cpu_ms`: processor time of one request, the most of what was seen."""
 
     one_client_ms: float
     eight_clients_ms: float
@@ -25,6 +25,8 @@ LITEMAAS: dict[Compared, LiteMaaS] = {
     "list": LiteMaaS(one_client_ms=3.7, eight_clients_ms=26, cpu_ms=4, statements=6, litellm_calls=10),
     "delete": LiteMaaS(one_client_ms=3.4, eight_clients_ms=15, cpu_ms=1.8, statements=8, litellm_calls=1),
 }
+# From the start of its process to the first answer.
+LITEMAAS_START_MS = 1300.0
 OWN_MS: dict[Compared, float] = {"create": 3.0, "list": 1.5, "delete": 3.0}
 COLD_START_MS = {"ListApiKeys": 250.0, "CreateApiKey": 400.0, "DeleteApiKey": 400.0}
 CURSOR_FACTOR = 2.0

@@ -10,11 +10,12 @@ from local.postgres import PostgresServer
 MIGRATOR = "keyservice_migrator"
 APP = "keyservice_app"
 
-# As the operator's guide asks: a stuck statement ends before the function that waits for it.
+# As in stacks/roles.sql.
 _APP_SETTINGS = {
     "statement_timeout": "5s",
     "lock_timeout": "4s",
     "idle_in_transaction_session_timeout": "10s",
+    "jit": "off",
 }
 
 

@@ -15,6 +15,8 @@ ALTER ROLE :"app" PASSWORD :'app_password';
 ALTER ROLE :"app" SET statement_timeout = '5s';
 ALTER ROLE :"app" SET lock_timeout = '4s';
 ALTER ROLE :"app" SET idle_in_transaction_session_timeout = '10s';
+-- To compile a statement takes PostgreSQL longer than any of ours runs: seconds, where it guesses the cost of one too high.
+ALTER ROLE :"app" SET jit = off;
 
 \if :{?migrator}
 SELECT format('CREATE ROLE %I LOGIN', :'migrator')

@@ -122,6 +122,23 @@ def test_columns_take_their_words_only(database: Database, table: str, column: s
     assert checked_values(database, table=table, column=column) == values
 
 
+def test_no_statement_seems_dear_while_the_tables_are_small(database: Database):
+    """PostgreSQL compiles what it guesses to cost more than jit_above_cost, unless the role says otherwise: seconds for a
+    statement of milliseconds. Where nothing was analyzed yet it takes each table for hundreds of rows."""
+    statements = {text for store in STORES if store.stem != "adoption_store" for text in statements_in(store)}
+    with psycopg.connect(database.admin_dsn, autocommit=True) as connection:
+        above = float(
+            str(connection.execute("SELECT setting FROM pg_settings WHERE name = 'jit_above_cost'").fetchall()[0][0])
+        )
+        costs = {
+            text[:60]: connection.execute(EXPLAIN + positional(text).sql).fetchall()[0][0][0]["Plan"]["Total Cost"]  # pyright: ignore[reportArgumentType]
+            for text in statements
+        }
+
+    assert len(costs) > 30
+    assert {name: cost for name, cost in costs.items() if cost > above / 10} == {}
+
+
 type Plan = dict[str, Any]
 
 

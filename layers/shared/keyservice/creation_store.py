@@ -222,12 +222,11 @@ new_key AS (
     )
     SELECT
         %(api_key_id)s::uuid, allowed.user_id, %(subscription_id)s, %(name)s, %(token_hash)s, %(key_prefix)s,
-        %(token_hash)s, i.mark || ':' || %(api_key_id)s::uuid::text || ':1', allowed.max_budget, allowed.soft_budget,
-        allowed.budget_duration, allowed.tpm_limit, allowed.rpm_limit, %(max_parallel_requests)s,
-        allowed.expires_at, %(metadata)s, false, 'pending', team.id, team.lite_llm_team_id, %(permissions)s, %(tags)s,
-        %(model_rpm_limit)s, %(model_tpm_limit)s
+        %(token_hash)s, (SELECT mark FROM keyservice_installation) || ':' || %(api_key_id)s::uuid::text || ':1',
+        allowed.max_budget, allowed.soft_budget, allowed.budget_duration, allowed.tpm_limit, allowed.rpm_limit,
+        %(max_parallel_requests)s, allowed.expires_at, %(metadata)s, false,
+        'pending', team.id, team.lite_llm_team_id, %(permissions)s, %(tags)s, %(model_rpm_limit)s, %(model_tpm_limit)s
     FROM allowed
-    CROSS JOIN keyservice_installation AS i
     LEFT JOIN team ON true
     RETURNING id, user_id, name, max_budget, soft_budget, budget_duration, tpm_limit, rpm_limit,
         max_parallel_requests, expires_at, metadata, created_at, litellm_key_alias, key_prefix, team_id,

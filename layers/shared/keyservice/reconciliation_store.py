@@ -155,10 +155,12 @@ SELECT
     CASE WHEN jsonb_typeof(k.model_tpm_limit) = 'object' THEN k.model_tpm_limit ELSE '{}' END AS model_tpm_limit
 FROM api_key_tokens AS t
 JOIN api_keys AS k ON k.id = t.api_key_id
-CROSS JOIN keyservice_installation AS i
 WHERE t.state = 'live' AND t.hash > %(after)s AND t.hash <= %(upto)s
 AND (%(hash)s::text IS NULL OR t.hash = %(hash)s)
-AND (starts_with(t.alias, i.mark || ':') OR (%(of_adopted)s AND t.nonce IS NULL AND t.hash = k.key_hash))
+AND (
+    starts_with(t.alias, (SELECT mark FROM keyservice_installation) || ':')
+    OR (%(of_adopted)s AND t.nonce IS NULL AND t.hash = k.key_hash)
+)
 AND k.is_active AND (k.expires_at IS NULL OR k.expires_at > now() + interval '1 minute')
 AND NOT EXISTS (SELECT FROM api_key_operations AS o WHERE o.api_key_id = k.id AND o.state = 'pending')
 ORDER BY t.hash

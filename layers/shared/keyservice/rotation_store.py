@@ -127,10 +127,10 @@ new_token AS (
     INSERT INTO api_key_tokens (hash, api_key_id, user_id, number, nonce, mac_key_arn, alias, state, unsafe_until)
     SELECT
         %(token_hash)s, allowed.id, allowed.user_id, allowed.number, %(nonce)s, %(mac_key_arn)s,
-        i.mark || ':' || allowed.id || ':' || allowed.number, 'intended',
+        (SELECT mark FROM keyservice_installation) || ':' || allowed.id || ':' || allowed.number, 'intended',
         -- Should this process die, its request may still be carried out until then. T2 takes it back.
         now() + make_interval(secs => %(lease_seconds)s + %(drain_seconds)s)
-    FROM allowed, keyservice_installation AS i
+    FROM allowed
     RETURNING hash, nonce, alias
 ),
 new_operation AS (

@@ -14,7 +14,7 @@ import msgspec
 
 from bench import cold_start, cost, many_keys, operations, plot, targets, under_load
 from bench.clients import Operation
-from bench.cold_start import ColdStart
+from bench.cold_start import ColdStart, Floor
 from bench.cost import Cost
 from bench.many_keys import Found
 from bench.stage import FUNCTIONS, INTERPRETER, running_stage
@@ -35,6 +35,7 @@ class Results(msgspec.Struct, kw_only=True):
     measured: list[operations.Measured] = []
     work: list[operations.Work] = []
     cold: list[ColdStart] = []
+    floor: list[Floor] = []
     load: list[Load] = []
     memory: dict[str, float] = {}
     keys: Found | None = None
@@ -80,14 +81,23 @@ def _operations(directory: Path, arguments: argparse.Namespace, report: Report, 
                     operations=known,
                     report=report,
                 )
+            if arguments.database_delay_ms and not delay:
+                results.measured += operations.measure_far_from_the_database(
+                    stage,
+                    directory / "far",
+                    database_delay_seconds=arguments.database_delay_ms / 1000,
+                    requests=arguments.requests,
+                    operations=known,
+                    report=report,
+                )
     results.costs = cost.costs_of(results.measured)
     print(operations.show(results.measured, results.work), cost.show(results.costs), sep="\n\n", flush=True)
     return targets.of_operations(results.measured)
 
 
 def _cold(directory: Path, arguments: argparse.Namespace, report: Report, results: Results) -> Iterable[Target]:
-    results.cold = cold_start.measure(directory, starts=arguments.starts, report=report)
-    print(cold_start.show(results.cold), flush=True)
+    results.cold, results.floor = cold_start.measure(directory, starts=arguments.starts, report=report)
+    print(cold_start.show(results.cold), cold_start.show_floor(results.floor), sep="\n\n", flush=True)
     return targets.of_cold_starts(results.cold)
 
 
@@ -117,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures the service on this machine.")
     parser.add_argument("parts", nargs="*", help="all of them when none is named")
     parser.add_argument("--requests", type=int, default=200, help="of each operation (default: %(default)s)")
+    parser.add_argument(
+        "--database-delay-ms",
+        type=float,
+        default=0,
+        help="measure the operations also with so much longer round trips to PostgreSQL (default: not)",
+    )
     parser.add_argument("--starts", type=int, default=7, help="cold starts of each function (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="of each load (default: %(default)s)")
     parser.add_argument("--keys", type=int, default=1_000_000, help="rows of keys (default: %(default)s)")

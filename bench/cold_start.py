@@ -16,6 +16,8 @@ from local.stack import LocalStack
 
 _PAUSE_SECONDS = 0.3
 _WARM_REQUESTS = 500
+# At once, and after about as long as the client and the gateway take between two requests.
+_RESTS_SECONDS = (0.0, 0.003)
 
 
 class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,11 +30,17 @@ class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
     secrets_ms: float
     derivation_ms: float
     litellm_ms: float
-    warm_cpu_ms: float | None = None
-    """Processor time of each request after the first; only of the function that does nothing."""
 
 
-def measure(directory: Path, *, starts: int, report: Callable[[str], None]) -> list[ColdStart]:
+class Floor(msgspec.Struct, frozen=True, kw_only=True):
+    """Processor time of each request to a function that does nothing, in milliseconds, when its process has rested for so
+    long: what Lambda's runtime client takes, and what it costs to be woken."""
+
+    rest_ms: float
+    cpu_ms: float
+
+
+def measure(directory: Path, *, starts: int, report: Callable[[str], None]) -> tuple[list[ColdStart], list[Floor]]:
     with running_stage(directory, workers_per_function=2) as stage:
         stage.people(1, name="cold")
         found = [_measured(stage, function, event, starts=starts, report=report) for function, event in _EVENTS.items()]
@@ -47,15 +55,17 @@ def measure(directory: Path, *, starts: int, report: Callable[[str], None]) -> l
             log_directory=directory / "floor",
         ) as bare:
             totals = [_started(bare, "Bare", {}) for _ in range(starts)]
-            warm_cpu_ms = _warm_cpu_ms(Stage(bare, directory), "Bare")
-        return [msgspec.structs.replace(_cold_start("nothing", totals, []), warm_cpu_ms=warm_cpu_ms), *found]
+            floor = [_floor(Stage(bare, directory), "Bare", rest_seconds=rest) for rest in _RESTS_SECONDS]
+        return [_cold_start("nothing", totals, []), *found], floor
 
 
-def _warm_cpu_ms(stage: Stage, function: str) -> float:
+def _floor(stage: Stage, function: str, *, rest_seconds: float) -> Floor:
     before = stage.cpu_seconds([function])
     for _ in range(_WARM_REQUESTS):
+        time.sleep(rest_seconds)
         stage.stack.invoke(function, _list(stage))
-    return round((stage.cpu_seconds([function]) - before) * 1000 / _WARM_REQUESTS, 2)
+    cpu_seconds = stage.cpu_seconds([function]) - before
+    return Floor(rest_ms=rest_seconds * 1000, cpu_ms=round(cpu_seconds * 1000 / _WARM_REQUESTS, 2))
 
 
 def _measured(
@@ -168,13 +178,17 @@ def show(found: Sequence[ColdStart]) -> str:
             "secrets ms",
             "KMS ms",
             "LiteLLM ms",
-            "processor ms of a warm one",
         ],
         [
             (
                 *(one.function, one.first_answer.median, f"{one.first_answer.least:.0f}-{one.first_answer.most:.0f}"),
-                *(one.without_secrets.median, one.secrets_ms, one.derivation_ms, one.litellm_ms, one.warm_cpu_ms),
+                *(one.without_secrets.median, one.secrets_ms, one.derivation_ms, one.litellm_ms),
             )
             for one in found
         ],
     )
+
+
+def show_floor(floor: Sequence[Floor]) -> str:
+    told = ", ".join(f"{one.cpu_ms:.2f} ms after a rest of {one.rest_ms:.0f} ms" for one in floor)
+    return f"processor time of a request to a function that does nothing: {told}"

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import msgspec
+import psycopg
 
 from bench.clients import KEYS
 from bench.crowd import ADMINISTRATOR, FEW, MANY, fill
@@ -134,22 +135,31 @@ def measure(directory: Path, *, keys: int, audit_records: int, report: Callable[
 def _reconciled(stage: Stage, directory: Path, *, report: Callable[[str], None]) -> Reconciled:
     """A whole pass in as many runs as it takes."""
     keys = directory / "keys.jsonl"
-    with keys.open("w") as file:
-        for row in stage.rows(
+    report("telling LiteLLM of the keys")
+    # COPY's text format would double a backslash; nothing in these lines holds one.
+    with (
+        keys.open("wb") as file,
+        psycopg.connect(stage.stack.admin_dsn) as connection,
+        connection.cursor().copy(
             """
-            SELECT json_build_object(
-                'token', t.hash, 'key_alias', t.alias, 'models', json_build_array(m.model_id), 'max_budget', 10,
-                'tpm_limit', 1000,
-                'metadata', json_build_object('keyservice', json_build_object('mark', i.mark), 'user', json_build_object())
-            )::text AS line
-            FROM api_key_tokens AS t
-            JOIN api_key_models AS m ON m.api_key_id = t.api_key_id
-            CROSS JOIN keyservice_installation AS i
-            WHERE t.state = 'live'
-            ORDER BY t.hash COLLATE "C"
+            COPY (
+                SELECT json_build_object(
+                    'token', t.hash, 'key_alias', t.alias, 'models', json_build_array(m.model_id), 'max_budget', 10,
+                    'tpm_limit', 1000, 'metadata', json_build_object(
+                        'keyservice', json_build_object('mark', i.mark), 'user', json_build_object()
+                    )
+                )
+                FROM api_key_tokens AS t
+                JOIN api_key_models AS m ON m.api_key_id = t.api_key_id
+                CROSS JOIN keyservice_installation AS i
+                WHERE t.state = 'live'
+                ORDER BY t.hash COLLATE "C"
+            ) TO STDOUT
             """
-        ):
-            file.write(row["line"] + "\n")
+        ) as lines,
+    ):
+        for block in lines:
+            file.write(block)
     with (
         _litellm_of(keys) as url,
         running_stage(

@@ -1,7 +1,9 @@
 """Each operation by itself: wall time, the function's own time, processor time, and how often it waits for whom."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,6 +24,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     operation: Operation
     litellm_delay_ms: float
+    database_delay_ms: float = 0
     clients: int
     wall: Spread
     own: Spread
@@ -40,8 +43,23 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     litellm_calls: int
 
 
-def count_work(beside: Stage, directory: Path, operations: Sequence[Operation]) -> list[Work]:
-    """One request of each through counting proxies, after one that opened the connections."""
+def alone(measured: Sequence[Measured]) -> dict[Operation, Measured]:
+    """Of one client, with nothing far away."""
+    return {
+        one.operation: one
+        for one in measured
+        if one.clients == 1 and one.litellm_delay_ms == 0 and one.database_delay_ms == 0
+    }
+
+
+class _BehindProxies(NamedTuple):
+    stage: Stage
+    database: PostgresProxy
+    litellm: FaultProxy
+
+
+@contextmanager
+def _behind_proxies(beside: Stage, directory: Path, *, database_name: str) -> Generator[_BehindProxies]:
     server = beside.stack.database
     with (
         PostgresProxy(server.socket_directory / f".s.PGSQL.{server.port}") as database,
@@ -51,13 +69,19 @@ def count_work(beside: Stage, directory: Path, operations: Sequence[Operation]) 
             parameters={
                 "DatabaseHost": str(database.socket_directory),
                 "DatabasePort": str(database.port),
-                "DatabaseName": "counted",
+                "DatabaseName": database_name,
             },
             beside=beside,
             litellm_url=litellm.url,
             workers_per_function=1,
         ) as stage,
     ):
+        yield _BehindProxies(stage, database, litellm)
+
+
+def count_work(beside: Stage, directory: Path, operations: Sequence[Operation]) -> list[Work]:
+    """One request of each through counting proxies, after one that opened the connections."""
+    with _behind_proxies(beside, directory, database_name="counted") as (stage, database, litellm):
         [caller] = stage.people(1, name="counted")
         found: list[Work] = []
         for operation in operations:
@@ -76,10 +100,34 @@ def count_work(beside: Stage, directory: Path, operations: Sequence[Operation]) 
         return found
 
 
+def measure_far_from_the_database(
+    beside: Stage,
+    directory: Path,
+    *,
+    database_delay_seconds: float,
+    requests: int,
+    operations: Sequence[Operation],
+    report: Callable[[str], None],
+) -> list[Measured]:
+    """By one client, where every round trip to PostgreSQL takes so much longer, as one to another machine does."""
+    with _behind_proxies(beside, directory, database_name="far") as (stage, database, _):
+        database.inject("delay", seconds=database_delay_seconds, times=0)
+        return measure(
+            stage,
+            litellm_delay_seconds=0,
+            database_delay_seconds=database_delay_seconds,
+            clients=1,
+            requests=requests,
+            operations=operations,
+            report=report,
+        )
+
+
 def measure(
     stage: Stage,
     *,
     litellm_delay_seconds: float,
+    database_delay_seconds: float = 0,
     clients: int,
     requests: int,
     operations: Sequence[Operation],
@@ -94,7 +142,10 @@ def measure(
     each = max(1, requests // clients // (2 if litellm_delay_seconds else 1))
     found: list[Measured] = []
     for operation in operations:
-        report(f"{operation}, LiteLLM + {litellm_delay_seconds * 1000:.0f} ms, clients: {clients}")
+        report(
+            f"{operation}, LiteLLM + {litellm_delay_seconds * 1000:.0f} ms,"
+            f" PostgreSQL + {database_delay_seconds * 1000:.0f} ms, clients: {clients}"
+        )
         function = FUNCTIONS[operation]
         cpu_before = stage.cpu_seconds([function])
         with stage.listening() as told:
@@ -108,6 +159,7 @@ def measure(
             Measured(
                 operation=operation,
                 litellm_delay_ms=litellm_delay_seconds * 1000,
+                database_delay_ms=database_delay_seconds * 1000,
                 clients=clients,
                 wall=_spread(milliseconds),
                 own=_spread([one.own for one in told]),
@@ -125,12 +177,13 @@ def show(measured: Sequence[Measured], work: Sequence[Work]) -> str:
     counts = {one.operation: one for one in work}
     return table_of(
         [
-            *("operation", "LiteLLM +ms", "clients", "p50 ms", "p99 ms", "min-max ms", "requests/s"),
+            *("operation", "LiteLLM +ms", "PostgreSQL +ms", "clients", "p50 ms", "p99 ms", "min-max ms", "requests/s"),
             *("own p50 ms", "own p99 ms", "CPU ms", "round trips", "LiteLLM calls", "failed"),
         ],
         [
             (
-                *(one.operation, f"{one.litellm_delay_ms:.0f}", one.clients, one.wall.median, one.wall.p99),
+                *(one.operation, f"{one.litellm_delay_ms:.0f}", f"{one.database_delay_ms:.0f}", one.clients),
+                *(one.wall.median, one.wall.p99),
                 *(f"{one.wall.least:.1f}-{one.wall.most:.1f}", one.requests_per_second),
                 *(one.own.median, one.own.p99, one.cpu_ms),
                 *(counts[one.operation].round_trips, counts[one.operation].litellm_calls, one.failures),

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from bench.cold_start import ColdStart
 from bench.many_keys import Found
-from bench.operations import Measured
+from bench.operations import Measured, alone
 from bench.reference import COLD_START_MS, LITEMAAS, LITEMAAS_START_MS
 
 _COLOURS = ("#1b6ac9", "#86b6ec", "#9a9a9a")
@@ -43,19 +43,20 @@ def draw(path: Path, *, measured: Sequence[Measured], cold: Sequence[ColdStart],
 
 
 def _processor(measured: Sequence[Measured]) -> Panel:
-    alone = [one for one in measured if one.clients == 1 and one.litellm_delay_ms == 0]
     return Panel(
         title="Processor time of one request, ms",
         series=("this service", "LiteMaaS"),
         rows=[
             Row(one.operation, (one.cpu_ms, LITEMAAS[one.operation].cpu_ms if one.operation in LITEMAAS else None))
-            for one in alone
+            for one in alone(measured).values()
         ],
     )
 
 
 def _waits(measured: Sequence[Measured]) -> Panel:
-    found = {(one.operation, one.clients): one for one in measured if one.litellm_delay_ms == 0}
+    found = {
+        (one.operation, one.clients): one for one in measured if one.litellm_delay_ms == 0 == one.database_delay_ms
+    }
     rows: list[Row] = []
     for operation, theirs in LITEMAAS.items():
         for clients, their_median in ((1, theirs.one_client_ms), (8, theirs.eight_clients_ms)):
@@ -103,7 +104,7 @@ def _fill(axes: Axes, panel: Panel) -> None:
             color=colour,
             label=name,
         )
-        axes.bar_label(drawn, labels=[_shown(value) for _, value in bars], padding=3, fontsize=7)
+        axes.bar_label(drawn, labels=[shown(value) for _, value in bars], padding=3, fontsize=7)
     axes.set_yticks(range(len(panel.rows)), labels=[row.label for row in panel.rows])
     axes.invert_yaxis()
     axes.margins(x=0.12)
@@ -112,5 +113,5 @@ def _fill(axes: Axes, panel: Panel) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -7,7 +7,7 @@ import msgspec
 from bench.cold_start import ColdStart
 from bench.figures import table_of
 from bench.many_keys import Found
-from bench.operations import Measured
+from bench.operations import Measured, alone
 from bench.reference import COLD_START_MS, CURSOR_FACTOR, LITEMAAS, OWN_MS
 from bench.under_load import Load
 
@@ -24,14 +24,14 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 def of_operations(measured: Sequence[Measured]) -> Iterator[Target]:
     """By one client and a LiteLLM that answers at once."""
-    alone = {one.operation: one for one in measured if one.clients == 1 and one.litellm_delay_ms == 0}
+    of = alone(measured)
     for operation, at_most in OWN_MS.items():
-        yield Target(name=f"{operation}: own time, p50 ms", at_most=at_most, measured=alone[operation].own.median)
+        yield Target(name=f"{operation}: own time, p50 ms", at_most=at_most, measured=of[operation].own.median)
     for operation, theirs in LITEMAAS.items():
         yield Target(
             name=f"{operation}: processor time, half of LiteMaaS's, ms",
             at_most=theirs.cpu_ms / 2,
-            measured=alone[operation].cpu_ms,
+            measured=of[operation].cpu_ms,
         )
 
 

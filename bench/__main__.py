@@ -12,11 +12,12 @@ from typing import Any
 
 import msgspec
 
-from bench import cold_start, cost, many_keys, operations, plot, targets, under_load
+from bench import cold_start, cost, many_keys, operations, plot, rest, targets, under_load
 from bench.clients import Operation
-from bench.cold_start import ColdStart, Floor
+from bench.cold_start import ColdStart
 from bench.cost import Cost
 from bench.many_keys import Found
+from bench.rest import Rested
 from bench.stage import FUNCTIONS, INTERPRETER, running_stage
 from bench.targets import Target
 from bench.under_load import Load
@@ -35,7 +36,7 @@ class Results(msgspec.Struct, kw_only=True):
     measured: list[operations.Measured] = []
     work: list[operations.Work] = []
     cold: list[ColdStart] = []
-    floor: list[Floor] = []
+    rested: list[Rested] = []
     load: list[Load] = []
     memory: dict[str, float] = {}
     keys: Found | None = None
@@ -96,8 +97,9 @@ def _operations(directory: Path, arguments: argparse.Namespace, report: Report, 
 
 
 def _cold(directory: Path, arguments: argparse.Namespace, report: Report, results: Results) -> Iterable[Target]:
-    results.cold, results.floor = cold_start.measure(directory, starts=arguments.starts, report=report)
-    print(cold_start.show(results.cold), cold_start.show_floor(results.floor), sep="\n\n", flush=True)
+    results.cold = cold_start.measure(directory / "starts", starts=arguments.starts, report=report)
+    results.rested = rest.measure(directory / "rest", report=report)
+    print(cold_start.show(results.cold), rest.show(results.rested), sep="\n\n", flush=True)
     return targets.of_cold_starts(results.cold)
 
 

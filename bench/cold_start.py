@@ -11,13 +11,10 @@ import msgspec
 
 from bench.clients import KEYS
 from bench.figures import Spread, spread_of, table_of
-from bench.stage import CHECKOUT, INTERPRETER, Stage, Told, running_stage
+from bench.stage import BARE, Stage, Told, bare_stage, running_stage
 from local.stack import LocalStack
 
 _PAUSE_SECONDS = 0.3
-_WARM_REQUESTS = 500
-# At once, and after about as long as the client and the gateway take between two requests.
-_RESTS_SECONDS = (0.0, 0.003)
 
 
 class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,40 +29,14 @@ class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
     litellm_ms: float
 
 
-class Floor(msgspec.Struct, frozen=True, kw_only=True):
-    """Processor time of each request to a function that does nothing, in milliseconds, when its process has rested for so
-    long: what Lambda's runtime client takes, and what it costs to be woken."""
-
-    rest_ms: float
-    cpu_ms: float
-
-
-def measure(directory: Path, *, starts: int, report: Callable[[str], None]) -> tuple[list[ColdStart], list[Floor]]:
+def measure(directory: Path, *, starts: int, report: Callable[[str], None]) -> list[ColdStart]:
     with running_stage(directory, workers_per_function=2) as stage:
         stage.people(1, name="cold")
         found = [_measured(stage, function, event, starts=starts, report=report) for function, event in _EVENTS.items()]
         report(f"a function that does nothing, {starts} cold starts")
-        with LocalStack.start(
-            template=CHECKOUT / "bench/floor/template.yaml",
-            litellm_url=stage.stack.litellm_url,
-            litellm_master_key=stage.stack.litellm_master_key,
-            database=stage.stack.database,
-            aws=stage.stack.aws,
-            interpreter=INTERPRETER,
-            log_directory=directory / "floor",
-        ) as bare:
-            totals = [_started(bare, "Bare", {}) for _ in range(starts)]
-            floor = [_floor(Stage(bare, directory), "Bare", rest_seconds=rest) for rest in _RESTS_SECONDS]
-        return [_cold_start("nothing", totals, []), *found], floor
-
-
-def _floor(stage: Stage, function: str, *, rest_seconds: float) -> Floor:
-    before = stage.cpu_seconds([function])
-    for _ in range(_WARM_REQUESTS):
-        time.sleep(rest_seconds)
-        stage.stack.invoke(function, _list(stage))
-    cpu_seconds = stage.cpu_seconds([function]) - before
-    return Floor(rest_ms=rest_seconds * 1000, cpu_ms=round(cpu_seconds * 1000 / _WARM_REQUESTS, 2))
+        with bare_stage(stage, directory / "bare") as bare:
+            totals = [_started(bare.stack, BARE, {}) for _ in range(starts)]
+        return [_cold_start("nothing", totals, []), *found]
 
 
 def _measured(
@@ -148,23 +119,27 @@ def event_of(stage: Stage, route: str, *, subject: str = "cold-0", body: object 
     }
 
 
-def _create(stage: Stage) -> dict[str, Any]:
+def create_event(stage: Stage) -> dict[str, Any]:
     return event_of(stage, f"POST {KEYS}", body={"modelIds": ["gpt-4o"]})
 
 
-def _delete(stage: Stage) -> dict[str, Any]:
-    made = json.loads(stage.stack.invoke("CreateApiKey", _create(stage))["body"])
-    return event_of(stage, f"DELETE {KEYS}/{{id}}", id=made["id"])
+def delete_event(stage: Stage, key_id: str) -> dict[str, Any]:
+    return event_of(stage, f"DELETE {KEYS}/{{id}}", id=key_id)
 
 
-def _list(stage: Stage) -> dict[str, Any]:
+def _delete_of_a_new_key(stage: Stage) -> dict[str, Any]:
+    made = json.loads(stage.stack.invoke("CreateApiKey", create_event(stage))["body"])
+    return delete_event(stage, made["id"])
+
+
+def list_event(stage: Stage) -> dict[str, Any]:
     return event_of(stage, f"GET {KEYS}")
 
 
 _EVENTS: dict[str, Callable[[Stage], dict[str, Any]]] = {
-    "ListApiKeys": _list,
-    "CreateApiKey": _create,
-    "DeleteApiKey": _delete,
+    "ListApiKeys": list_event,
+    "CreateApiKey": create_event,
+    "DeleteApiKey": _delete_of_a_new_key,
 }
 
 
@@ -187,8 +162,3 @@ def show(found: Sequence[ColdStart]) -> str:
             for one in found
         ],
     )
-
-
-def show_floor(floor: Sequence[Floor]) -> str:
-    told = ", ".join(f"{one.cpu_ms:.2f} ms after a rest of {one.rest_ms:.0f} ms" for one in floor)
-    return f"processor time of a request to a function that does nothing: {told}"

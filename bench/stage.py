@@ -26,6 +26,8 @@ CHECKOUT = Path(__file__).parent.parent
 # With nothing but what a function has in Lambda: httpx imports click and rich where they are, which costs a start 100 ms.
 INTERPRETER = CHECKOUT / ".tools/lambda/bin/python"
 MODELS = ["gpt-4o", "gpt-4o-mini"]
+# The function that does nothing.
+BARE = "Bare"
 FUNCTIONS: dict[Operation, str] = {
     "list": "ListApiKeys",
     "get": "GetApiKey",
@@ -176,4 +178,19 @@ def running_stage(
             )
         )
         insert_models(stack.admin_dsn, MODELS)
+        yield Stage(stack, directory)
+
+
+@contextmanager
+def bare_stage(beside: Stage, directory: Path) -> Generator[Stage]:
+    """With the function that does nothing, on the same PostgreSQL and AWS."""
+    with LocalStack.start(
+        template=CHECKOUT / "bench/floor/template.yaml",
+        litellm_url=beside.stack.litellm_url,
+        litellm_master_key=beside.stack.litellm_master_key,
+        database=beside.stack.database,
+        aws=beside.stack.aws,
+        interpreter=INTERPRETER,
+        log_directory=directory,
+    ) as stack:
         yield Stage(stack, directory)

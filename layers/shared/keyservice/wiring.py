@@ -63,13 +63,15 @@ def database() -> "Database":
 
 
 @cache
-def litellm() -> "LiteLLM":
+def litellm(*, connections: int = 1) -> "LiteLLM":
+    """`connections`: how many threads may ask at once."""
     from keyservice.litellm import LiteLLM
 
     return LiteLLM(
         url=settings().text("LITELLM_URL"),
         secret_arn=settings().text("LITELLM_SECRET_ARN"),
         secret_values=secret_values(),
+        connections=connections,
     )
 
 
@@ -255,18 +257,12 @@ def expiry_cleanup() -> "ExpiryCleanup":
 
 @cache
 def spend_sync() -> "SpendSync":
-    from keyservice.litellm import LiteLLM
     from keyservice.spend import SpendRules, SpendSync
 
     pages_at_once = settings().integer("SPEND_PAGES_AT_ONCE")
     return SpendSync(
         database=database(),
-        litellm=LiteLLM(
-            url=settings().text("LITELLM_URL"),
-            secret_arn=settings().text("LITELLM_SECRET_ARN"),
-            secret_values=secret_values(),
-            connections=pages_at_once,
-        ),
+        litellm=litellm(connections=pages_at_once),
         rules=SpendRules(
             lease_seconds=settings().lease_seconds,
             gateway_seconds=settings().seconds("LITELLM_BUDGET_SECONDS"),
@@ -279,17 +275,11 @@ def spend_sync() -> "SpendSync":
 @cache
 def adoption() -> "Adoption":
     from keyservice.adoption import Adoption, AdoptionRules
-    from keyservice.litellm import LiteLLM
 
     pages_at_once = settings().integer("ADOPTION_PAGES_AT_ONCE")
     return Adoption(
         database=database(),
-        litellm=LiteLLM(
-            url=settings().text("LITELLM_URL"),
-            secret_arn=settings().text("LITELLM_SECRET_ARN"),
-            secret_values=secret_values(),
-            connections=pages_at_once,
-        ),
+        litellm=litellm(connections=pages_at_once),
         rules=AdoptionRules(
             deployment=deployment(),
             lease_seconds=settings().lease_seconds,

@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 
-from bench import cold_start, cost, many_keys, operations, plot, rest, targets, under_load
+from bench import alone, cold_start, cost, many_keys, operations, plot, targets, under_load
+from bench.alone import Alone
 from bench.clients import Operation
 from bench.cold_start import ColdStart
 from bench.cost import Cost
 from bench.many_keys import Found
-from bench.rest import Rested
 from bench.stage import FUNCTIONS, INTERPRETER, running_stage
 from bench.targets import Target
 from bench.under_load import Load
@@ -36,7 +36,7 @@ class Results(msgspec.Struct, kw_only=True):
     measured: list[operations.Measured] = []
     work: list[operations.Work] = []
     cold: list[ColdStart] = []
-    rested: list[Rested] = []
+    alone: list[Alone] = []
     load: list[Load] = []
     memory: dict[str, float] = {}
     keys: Found | None = None
@@ -69,8 +69,10 @@ def main() -> None:
 
 
 def _operations(directory: Path, arguments: argparse.Namespace, report: Report, results: Results) -> Iterable[Target]:
-    for delay in operations.LITELLM_DELAYS:
-        with running_stage(directory / f"{delay}", litellm_delay_seconds=delay) as stage:
+    with running_stage(directory / "near") as stage:
+        assert stage.litellm is not None
+        for delay in operations.LITELLM_DELAYS:
+            stage.litellm.restart(delay_seconds=delay)
             known: list[Operation] = [operation for operation in operations.ORDER if stage.has(FUNCTIONS[operation])]
             results.work = results.work or operations.count_work(stage, directory / "counted", known)
             for clients in operations.CLIENTS:
@@ -98,8 +100,8 @@ def _operations(directory: Path, arguments: argparse.Namespace, report: Report, 
 
 def _cold(directory: Path, arguments: argparse.Namespace, report: Report, results: Results) -> Iterable[Target]:
     results.cold = cold_start.measure(directory / "starts", starts=arguments.starts, report=report)
-    results.rested = rest.measure(directory / "rest", report=report)
-    print(cold_start.show(results.cold), rest.show(results.rested), sep="\n\n", flush=True)
+    results.alone = alone.measure(directory / "alone", report=report)
+    print(cold_start.show(results.cold), alone.show(results.alone), sep="\n\n", flush=True)
     return targets.of_cold_starts(results.cold)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from bench.figures import table_of
-from bench.operations import Measured, alone
+from bench.operations import Measured, by_one_client
 
 MEMORY_MEGABYTES = (256, 512, 1024, 1769)
 # Lambda gives processor time in proportion to memory: one whole processor at 1,769 MB (Lambda developer guide).
@@ -34,7 +34,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 def costs_of(measured: Sequence[Measured]) -> list[Cost]:
     """Of one client and a LiteLLM that answers at once: the rest is added."""
-    return [_cost(one, memory) for one in alone(measured).values() for memory in MEMORY_MEGABYTES]
+    return [_cost(one, memory) for one in by_one_client(measured).values() for memory in MEMORY_MEGABYTES]
 
 
 def _cost(one: Measured, memory: int) -> Cost:

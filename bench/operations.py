@@ -15,8 +15,12 @@ from tests.support.postgres_faults import PostgresProxy
 
 LITELLM_DELAYS = (0.0, 0.020)
 CLIENTS = (1, 8)
-# In this order each finds the keys it needs, and the last leaves none.
-ORDER: Sequence[Operation] = ("create", "list", "get", "update", "rotate", "delete")
+# So many that each worker has had one: the first asks for secrets, connects and has its statements prepared.
+_WARM_UP_REQUESTS = 15
+# Whoever lists has the first keys only, and no key that is deleted was rotated: it would have two secrets to end.
+ORDER: Sequence[Operation] = ("list", "get", "create", "update", "delete", "rotate")
+# As many as LiteMaaS's list was measured with.
+_LISTED_KEYS = 10
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +47,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     litellm_calls: int
 
 
-def alone(measured: Sequence[Measured]) -> dict[Operation, Measured]:
+def by_one_client(measured: Sequence[Measured]) -> dict[Operation, Measured]:
     """Of one client, with nothing far away."""
     return {
         one.operation: one
@@ -133,15 +137,18 @@ def measure(
     operations: Sequence[Operation],
     report: Callable[[str], None],
 ) -> list[Measured]:
-    """`requests` of each operation over so many clients, each with keys of their own, after a few that warm up; half as
-    many where LiteLLM takes its time."""
-    callers = stage.people(clients, name=f"of-{clients}")
+    """`requests` of each operation over so many clients, each with keys of their own, after a few of others that warm up;
+    half as many where LiteLLM takes its time."""
+    others = _with_keys_to_list(stage, stage.people(clients, name=f"first-{clients}"))
     for operation in operations:
         # As many at once as will be, so that the workers are there before the clock runs.
-        callers = _with_keys(callers, stage.run(_plan(stage, callers, operation, requests_each=5)))
+        others = _with_keys_for(stage, others, operation, requests_each=_WARM_UP_REQUESTS)
+        others = _with_keys(others, stage.run(_plan(stage, others, operation, requests_each=_WARM_UP_REQUESTS)))
+    callers = _with_keys_to_list(stage, stage.people(clients, name=f"of-{clients}-{litellm_delay_seconds}"))
     each = max(1, requests // clients // (2 if litellm_delay_seconds else 1))
     found: list[Measured] = []
     for operation in operations:
+        callers = _with_keys_for(stage, callers, operation, requests_each=each)
         report(
             f"{operation}, LiteLLM + {litellm_delay_seconds * 1000:.0f} ms,"
             f" PostgreSQL + {database_delay_seconds * 1000:.0f} ms, clients: {clients}"
@@ -195,6 +202,20 @@ def show(measured: Sequence[Measured], work: Sequence[Work]) -> str:
 
 def _plan(stage: Stage, callers: Sequence[Caller], operation: Operation, *, requests_each: int) -> Plan:
     return Plan(url=stage.stack.url, callers=list(callers), mix={operation: 1}, requests_each=requests_each)
+
+
+def _with_keys_to_list(stage: Stage, callers: Sequence[Caller]) -> list[Caller]:
+    return _with_keys(callers, stage.run(_plan(stage, callers, "create", requests_each=_LISTED_KEYS)))
+
+
+def _with_keys_for(
+    stage: Stage, callers: Sequence[Caller], operation: Operation, *, requests_each: int
+) -> Sequence[Caller]:
+    """Each request that changes a key finds one that no other has changed in this way."""
+    missing = requests_each - min(len(caller.key_ids) for caller in callers)
+    if operation not in ("update", "delete", "rotate") or missing <= 0:
+        return callers
+    return _with_keys(callers, stage.run(_plan(stage, callers, "create", requests_each=missing)))
 
 
 def _with_keys(callers: Sequence[Caller], answers: Sequence[Answer]) -> list[Caller]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from bench.cold_start import ColdStart
 from bench.many_keys import Found
-from bench.operations import Measured, alone
+from bench.operations import Measured, by_one_client
 from bench.reference import COLD_START_MS, LITEMAAS, LITEMAAS_START_MS
 
 _COLOURS = ("#1b6ac9", "#86b6ec", "#9a9a9a")
@@ -48,7 +48,7 @@ def _processor(measured: Sequence[Measured]) -> Panel:
         series=("this service", "LiteMaaS"),
         rows=[
             Row(one.operation, (one.cpu_ms, LITEMAAS[one.operation].cpu_ms if one.operation in LITEMAAS else None))
-            for one in alone(measured).values()
+            for one in by_one_client(measured).values()
         ],
     )
 

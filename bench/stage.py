@@ -60,6 +60,8 @@ class Told:
 class Stage:
     stack: LocalStack
     directory: Path
+    # The stand-in, where this stage owns it.
+    litellm: LiteLLMProcess | None = None
 
     def has(self, function: str) -> bool:
         return function in self.stack.function_names
@@ -140,7 +142,6 @@ def _cpu_seconds(pid: int) -> float:
 def running_stage(
     directory: Path,
     *,
-    litellm_delay_seconds: float = 0,
     parameters: dict[str, str] | None = None,
     workers_per_function: int = 8,
     litellm_url: str | None = None,
@@ -151,6 +152,7 @@ def running_stage(
     a server that somebody else ends."""
     directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as closing:
+        litellm = None
         if beside is not None and litellm_url is not None:
             master_key = beside.stack.litellm_master_key
         else:
@@ -159,7 +161,6 @@ def running_stage(
                 master_key=master_key,
                 state_path=directory / "litellm.sqlite",
                 log_path=directory / "litellm.log",
-                delay_seconds=litellm_delay_seconds,
             )
             closing.callback(litellm.stop)
             litellm.wait_until_ready()
@@ -178,7 +179,7 @@ def running_stage(
             )
         )
         insert_models(stack.admin_dsn, MODELS)
-        yield Stage(stack, directory)
+        yield Stage(stack, directory, litellm)
 
 
 @contextmanager

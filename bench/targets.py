@@ -7,7 +7,7 @@ import msgspec
 from bench.cold_start import ColdStart
 from bench.figures import table_of
 from bench.many_keys import Found
-from bench.operations import Measured, alone
+from bench.operations import Measured, by_one_client
 from bench.reference import COLD_START_MS, CURSOR_FACTOR, LITEMAAS, OWN_MS
 from bench.under_load import Load
 
@@ -24,7 +24,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 def of_operations(measured: Sequence[Measured]) -> Iterator[Target]:
     """By one client and a LiteLLM that answers at once."""
-    of = alone(measured)
+    of = by_one_client(measured)
     for operation, at_most in OWN_MS.items():
         yield Target(name=f"{operation}: own time, p50 ms", at_most=at_most, measured=of[operation].own.median)
     for operation, theirs in LITEMAAS.items():

@@ -37,10 +37,12 @@ class LiteLLMProcess:
     def kill(self) -> None:
         self._process.kill()
 
-    def restart(self, *, master_key: str | None = None) -> None:
-        """With another master key, if one is given, and all the keys it had."""
+    def restart(self, *, master_key: str | None = None, delay_seconds: float | None = None) -> None:
+        """With another master key or delay, if one is given, and all the keys it had."""
         self.stop()
         self._master_key = master_key or self._master_key
+        if delay_seconds is not None:
+            self._delay_seconds = delay_seconds
         self.start()
 
     def _spawn(self) -> Child:

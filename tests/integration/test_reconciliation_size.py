@@ -102,6 +102,21 @@ def test_memory_and_calls_do_not_grow_with_the_keys(crowd: Crowd, reconciler: Re
     assert len(service.gateway_faults.calls) == 201
 
 
+def test_a_page_is_two_round_trips_and_one_call(crowd: Crowd, reconciler: Reconciler, service: Service):
+    crowd(250)
+    reconciler.run(seconds=0)
+    service.gateway_faults.forget_calls()
+    service.database_faults.reset_counts()
+
+    reconciler.run()
+
+    steps = [trip.steps for trip in service.database_faults.trips]
+    read, saved = ("read_tokens", "read_live_keys"), ("save_progress",)
+    assert steps[steps.index(read) : steps.index(("forget_unseen",))] == [read, saved] * 3
+    # Besides the pages, the look at the newest.
+    assert list_calls(service) == 4
+
+
 def test_every_page_is_compared(crowd: Crowd, reconciler: Reconciler, service: Service):
     hashes = crowd(250)
     orphans, missing, drifts = hashes[3::50], hashes[4::50], hashes[5::50]

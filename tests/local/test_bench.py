@@ -152,7 +152,7 @@ class TestWhatIsKept:
         assert kept.measured
         assert kept.work
         assert kept.cold
-        assert kept.rested
+        assert kept.alone
         assert kept.load
         assert kept.keys is not None
         assert (kept.keys.keys, kept.keys.audit_records) == (1_000_000, 10_000_000)

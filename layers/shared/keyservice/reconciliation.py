@@ -137,12 +137,12 @@ class _Run:
         upto = store.END if is_last else max(page.last_token or "", progress.after_hash)
         marked = {key.token: key for key in page.keys}
         unmarked = {key.token for key in page.others}
-        findings = self._without_owner(marked)
-        while progress.after_hash < upto:
-            self._require_time()
-            live_keys, reached = store.read_live_keys(
-                self._database, after=progress.after_hash, upto=upto, of_adopted=progress.reads_all
-            )
+        self._require_time()
+        known, live_keys, reached = store.read_page(
+            self._database, list(marked), after=progress.after_hash, upto=upto, of_adopted=progress.reads_all
+        )
+        findings = self._without_owner(marked, known)
+        while True:
             findings += [
                 finding
                 for live in live_keys
@@ -151,15 +151,23 @@ class _Run:
             progress = msgspec.structs.replace(
                 progress, after_hash=reached, keys_compared=progress.keys_compared + len(live_keys)
             )
+            if reached == upto:
+                progress = msgspec.structs.replace(
+                    progress, page=progress.page + 1, stage="heal" if is_last else "compare"
+                )
             store.record(self._database, findings, progress=progress)
+            if reached == upto:
+                return progress
+            self._require_time()
             findings = []
-        progress = msgspec.structs.replace(progress, page=progress.page + 1, stage="heal" if is_last else "compare")
-        store.record(self._database, findings, progress=progress)
-        return progress
+            live_keys, reached = store.read_live_keys(
+                self._database, after=progress.after_hash, upto=upto, of_adopted=progress.reads_all
+            )
 
-    def _without_owner(self, marked: Mapping[str, GatewayKey]) -> list[store.Finding]:
+    def _without_owner(
+        self, marked: Mapping[str, GatewayKey], known: Mapping[str, store.KnownToken]
+    ) -> list[store.Finding]:
         """What LiteLLM has and the database has not, or not any more."""
-        known = store.read_tokens(self._database, list(marked))
         findings: list[store.Finding] = []
         for token_hash, key in marked.items():
             token = known.get(token_hash)

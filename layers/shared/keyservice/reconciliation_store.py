@@ -4,7 +4,7 @@ A heal that calls LiteLLM is claimed before the call and ended after it by one s
 that its audit record is written exactly once, whoever dies in between and however many run at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from psycopg.types.json import Jsonb
 
-from keyservice.database import Database, Statement
+from keyservice.database import Database, Rows, Statement
 from keyservice.journal import LOCK_KEY, repeated_once
 from keyservice.models import FindingKind, FindingSummary, KeySettings
 
@@ -130,7 +130,15 @@ WHERE t.hash = ANY (%(hashes)s)"""
 
 def read_tokens(database: Database, hashes: Sequence[str]) -> dict[str, KnownToken]:
     """Those of the hashes that this database knows."""
-    [rows] = repeated_once(database, Statement(_READ_TOKENS, {"hashes": list(hashes)}))
+    [rows] = repeated_once(database, _tokens_read(hashes))
+    return _known_tokens(rows)
+
+
+def _tokens_read(hashes: Sequence[str]) -> Statement:
+    return Statement(_READ_TOKENS, {"hashes": list(hashes)})
+
+
+def _known_tokens(rows: Rows) -> dict[str, KnownToken]:
     return {row["hash"]: msgspec.convert(row, KnownToken) for row in rows}
 
 
@@ -167,19 +175,32 @@ ORDER BY t.hash
 LIMIT %(limit)s"""
 
 
+def read_page(
+    database: Database, hashes: Sequence[str], *, after: str, upto: str, of_adopted: bool
+) -> tuple[dict[str, KnownToken], list[LiveKey], str]:
+    """`read_tokens` and `read_live_keys` in one round trip."""
+    known, live = repeated_once(
+        database,
+        _tokens_read(hashes),
+        _live_keys_read(after=after, upto=upto, token_hash=None, of_adopted=of_adopted),
+    )
+    return _known_tokens(known), *_live_keys_upto(live, upto)
+
+
 def read_live_keys(database: Database, *, after: str, upto: str, of_adopted: bool) -> tuple[list[LiveKey], str]:
     """Live keys of ours, with those adopted from LiteMaaS or without, with after < hash <= upto, in the order of their
     hashes; how far they go: `upto` when those were all."""
-    keys = _live_keys(database, after=after, upto=upto, token_hash=None, of_adopted=of_adopted)
-    return keys, keys[-1].hash if len(keys) == _CHUNK else upto
+    [rows] = repeated_once(database, _live_keys_read(after=after, upto=upto, token_hash=None, of_adopted=of_adopted))
+    return _live_keys_upto(rows, upto)
 
 
 def read_live_key(database: Database, token_hash: str) -> LiveKey | None:
     """None when it is not live any more, or somebody is about to change it."""
-    return next(iter(_live_keys(database, after="", upto=END, token_hash=token_hash, of_adopted=True)), None)
+    [rows] = repeated_once(database, _live_keys_read(after="", upto=END, token_hash=token_hash, of_adopted=True))
+    return next(map(_live_key, rows), None)
 
 
-def _live_keys(database: Database, *, after: str, upto: str, token_hash: str | None, of_adopted: bool) -> list[LiveKey]:
+def _live_keys_read(*, after: str, upto: str, token_hash: str | None, of_adopted: bool) -> Statement:
     parameters = {
         "after": after,
         "upto": upto,
@@ -188,8 +209,16 @@ def _live_keys(database: Database, *, after: str, upto: str, token_hash: str | N
         "missing": _MISSING,
         "limit": _CHUNK,
     }
-    [rows] = repeated_once(database, Statement(_READ_LIVE_KEYS, parameters))
-    return [msgspec.convert({**row, "settings": msgspec.convert(row, KeySettings)}, LiveKey) for row in rows]
+    return Statement(_READ_LIVE_KEYS, parameters)
+
+
+def _live_keys_upto(rows: Rows, upto: str) -> tuple[list[LiveKey], str]:
+    keys = [_live_key(row) for row in rows]
+    return keys, keys[-1].hash if len(keys) == _CHUNK else upto
+
+
+def _live_key(row: Mapping[str, Any]) -> LiveKey:
+    return msgspec.convert({**row, "settings": msgspec.convert(row, KeySettings)}, LiveKey)
 
 
 # What is being healed stays as it is until that has ended.

@@ -16,6 +16,8 @@ _APP_SETTINGS = {
     "lock_timeout": "4s",
     "idle_in_transaction_session_timeout": "10s",
     "jit": "off",
+    "random_page_cost": "1.1",
+    "work_mem": "32MB",
 }
 
 

@@ -17,6 +17,10 @@ ALTER ROLE :"app" SET lock_timeout = '4s';
 ALTER ROLE :"app" SET idle_in_transaction_session_timeout = '10s';
 -- To compile a statement takes PostgreSQL longer than any of ours runs: seconds, where it guesses the cost of one too high.
 ALTER ROLE :"app" SET jit = off;
+-- Storage without moving parts: a page of a list is read in its index's order, not by collecting all keys of a user first.
+ALTER ROLE :"app" SET random_page_cost = 1.1;
+-- Enough to remember which pages of 30 million audit records a search has to look at; less would have it read all of them.
+ALTER ROLE :"app" SET work_mem = '32MB';
 
 \if :{?migrator}
 SELECT format('CREATE ROLE %I LOGIN', :'migrator')

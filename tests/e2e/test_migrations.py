@@ -27,6 +27,7 @@ ALL = [
     "0010_key_fields",
     "0011_adoption",
     "0012_audit_filters",
+    "0013_failures",
 ]
 TABLES = [
     "api_key_models",

@@ -122,7 +122,7 @@ def test_what_administrators_change_takes_as_many_round_trips_as_the_owners_own(
     assert ask(admin, "DELETE", f"{keys_of(alice)}/{key['id']}").status_code == 200
 
     assert [trip.steps for trip in fragile_service.database_faults.trips] == [
-        ("lock_owner", "one_plan", "begin_create"),
+        ("lock_owner", "begin_create"),
         ("lock_user", "lock_key", "finish_create"),
         ("lock_users_key", "begin_delete"),
         ("lock_key", "finish_delete"),

@@ -120,7 +120,7 @@ class TestRoundTrips:
         service.create()
 
         assert [trip.steps for trip in service.database_faults.trips] == [
-            ("register_caller", "one_plan", "begin_create"),
+            ("register_caller", "begin_create"),
             ("lock_user", "lock_key", "finish_create"),
         ]
         assert [call.path for call in service.gateway_faults.calls] == ["/user/new", "/key/generate"]

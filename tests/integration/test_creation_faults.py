@@ -56,9 +56,7 @@ def delete_until_gone(service: Service) -> list[str]:
 class TestConnectionCutOnce:
     """The client repeats what is safe to repeat, and the caller notices nothing."""
 
-    @pytest.mark.parametrize(
-        "step", ["register_caller", "one_plan", "begin_create", "lock_user", "lock_key", "finish_create"]
-    )
+    @pytest.mark.parametrize("step", ["register_caller", "begin_create", "lock_user", "lock_key", "finish_create"])
     @pytest.mark.parametrize("fault", ["cut_before", "cut_after"])
     def test_key_is_issued_once_all_the_same(self, service: Service, step: str, fault: Any):
         service.database_faults.inject(fault, step)

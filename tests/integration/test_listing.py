@@ -96,7 +96,7 @@ class TestPages:
 
         service.list_keys()
 
-        assert [trip.steps for trip in service.database_faults.trips] == [("in_index_order", "list_keys")]
+        assert [trip.steps for trip in service.database_faults.trips] == [("list_keys",)]
         assert service.database_faults.round_trips == 1
         assert service.gateway_faults.calls == []
 

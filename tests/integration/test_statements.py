@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 
 import keyservice
+from keyservice.database import Statement
 from keyservice.errors import GatewayRefused
 from keyservice.models import Deadline, NewApiKey, Progress
 from keyservice.parameters import positional
@@ -25,8 +26,9 @@ NAME = re.compile(r"/\* [a-z0-9_]+ \*/\n")
 SQL = re.compile(r"\s*(/\*|(WITH|SELECT|INSERT|UPDATE|DELETE)\b)")
 
 
-def statements_in(store: Path) -> list[str]:
-    """What the module itself assigns, joined from its parts; what it only imports is another module's."""
+def assigned_in(store: Path) -> list[list[str]]:
+    """The statements that the module itself assigns, joined from their parts: one by itself, or all of one that is made
+    in several ways. What it only imports is another module's."""
     module = importlib.import_module(f"keyservice.{store.stem}")
     assigned = {
         target.id
@@ -34,8 +36,16 @@ def statements_in(store: Path) -> list[str]:
         for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
         if isinstance(target, ast.Name)
     }
-    texts = [value for name, value in vars(module).items() if name in assigned and isinstance(value, str)]
-    return [text for text in texts if SQL.match(text)]
+    values = [value for name, value in vars(module).items() if name in assigned]
+    found = [
+        [text for text in (value.values() if isinstance(value, dict) else [value]) if isinstance(text, str)]
+        for value in values
+    ]
+    return [texts for texts in found if texts and all(map(SQL.match, texts))]
+
+
+def statements_in(store: Path) -> list[str]:
+    return [text for texts in assigned_in(store) for text in texts]
 
 
 @pytest.mark.parametrize("store", STORES, ids=lambda path: path.stem)
@@ -47,9 +57,11 @@ def test_every_statement_begins_with_its_name(store: Path):
 
 
 def test_no_two_statements_share_a_name():
-    names = [found[0] for store in STORES for found in map(NAME.match, statements_in(store)) if found]
+    names = [
+        {found[0] for found in map(NAME.match, texts) if found} for store in STORES for texts in assigned_in(store)
+    ]
 
-    assert len(names) == len(set(names))
+    assert sum(map(len, names)) == len(set.union(*names))
 
 
 def test_no_statement_is_too_long_for_a_proxy():
@@ -57,6 +69,15 @@ def test_no_statement_is_too_long_for_a_proxy():
     longest = max((positional(text).sql for store in STORES for text in statements_in(store)), key=len)  # pyright: ignore[reportArgumentType]
 
     assert len(longest) <= 16 * 1024, longest[:60]
+
+
+def test_no_statement_changes_a_setting():
+    """An RDS Proxy keeps the connection of whoever does for them alone (RDS user guide, avoiding pinning: SET and set_config,
+    with no exception of what lasts for a transaction). What a session needs, its role sets."""
+    changing = re.compile(r"\bset_config\b|^/\* \w+ \*/\s*(SET|RESET|DISCARD)\b")
+    statements = [text for store in STORES for text in statements_in(store)]
+
+    assert [text[:60] for text in statements if changing.search(text)] == []
 
 
 def test_whoever_looks_for_the_caller_looks_for_both_kinds():
@@ -209,16 +230,13 @@ def crowded(service: Service) -> Service:
 def sequential_scans(service: Service, step: str) -> list[str]:
     """Big tables that the last statement of that name reads from end to end, by EXPLAIN of what was really sent, as it is
     planned for all parameters at once."""
-    [*before, sent] = next(
-        trip.statements[: number + 1]
+    sent = next(
+        statement
         for trip in reversed(service.database_faults.trips)
-        for number, statement in enumerate(trip.statements)
+        for statement in trip.statements
         if statement.startswith(f"/* {step} */")
     )
-    with psycopg.connect(service.database_under_test.admin_dsn) as connection:
-        for statement in before:
-            if "set_config(" in statement:
-                connection.execute(statement.encode())
+    with psycopg.connect(service.database_under_test.app_dsn) as connection:
         [[row]] = connection.execute(EXPLAIN + sent.encode()).fetchall()
     return sorted({table for kind, table in scans(row[0]["Plan"]) if kind == "Seq Scan" and table in BIG_TABLES})
 
@@ -234,6 +252,27 @@ class TestPlans:
         crowded.list_keys(limit="20", cursor=cursor, isActive="true", modelIds="gpt-4o")
 
         assert sequential_scans(crowded, "list_keys_after") == []
+
+    def test_what_is_asked_often_is_planned_once(self, crowded: Service):
+        """PostgreSQL goes on making a plan for each request where it finds those dearer that serve all of them."""
+        for _ in range(8):
+            key_id = crowded.create(rules={"max_active_keys": 1000}).id
+            cursor = str(crowded.list_keys(limit="20").pagination.next_cursor)
+            crowded.list_keys(limit="20", cursor=cursor)
+            crowded.delete(key_id)
+
+        [rows] = crowded.database.round_trip(
+            Statement("/* plans */ SELECT statement, generic_plans FROM pg_prepared_statements")
+        )
+        names = {row["statement"].split()[1] for row in rows if row["generic_plans"]}
+        assert {
+            "begin_create",
+            "finish_create",
+            "list_keys",
+            "list_keys_after",
+            "begin_delete",
+            "finish_delete",
+        } <= names
 
     def test_create_is_done_by_index(self, crowded: Service):
         crowded.create(rules={"max_active_keys": 1000})

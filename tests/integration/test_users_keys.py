@@ -63,7 +63,7 @@ class TestCreate:
         assert [key.id for key in service.list_keys("alice").data] == [created.key.id]
         assert only_record(service, "API_KEY_CREATE") == ("root", alice, True)
         assert [trip.steps for trip in service.database_faults.trips][:2] == [
-            ("lock_owner", "one_plan", "begin_create"),
+            ("lock_owner", "begin_create"),
             ("lock_user", "lock_key", "finish_create"),
         ]
 

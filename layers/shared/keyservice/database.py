@@ -182,4 +182,5 @@ def _is_readable(connection: _Connection) -> bool:
 
 
 def _fetched(cursor: psycopg.Cursor[DictRow]) -> Rows:
-    return cursor.fetchall() if cursor.description else []
+    # Not cursor.description, which describes every column.
+    return cursor.fetchall() if cursor.pgresult is not None and cursor.pgresult.nfields else []

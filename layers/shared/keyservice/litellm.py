@@ -7,8 +7,9 @@ import math
 import re
 import ssl
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -152,12 +153,18 @@ class LiteLLM:
     def __init__(self, *, url: str, secret_arn: str, secret_values: SecretValues, connections: int = 1) -> None:
         self._secret_arn = secret_arn
         self._secret_values = secret_values
-        self._http = httpx.Client(
-            base_url=url,
+        # Without the cookies, redirects and merging of a Client, which take as long as all the rest of a call.
+        self._http = httpx.HTTPTransport(
             trust_env=False,
             verify=_verification(url),
             limits=httpx.Limits(max_connections=connections, keepalive_expiry=_KEEP_ALIVE_SECONDS),
         )
+
+        @cache
+        def url_of(path: str) -> httpx.URL:
+            return httpx.URL(url.rstrip("/") + path)
+
+        self._url_of = url_of
 
     def close(self) -> None:
         self._http.close()
@@ -449,17 +456,18 @@ class LiteLLM:
         remaining = deadline.remaining_seconds()
         if remaining <= 0:
             raise GatewayUnavailable(f"{name}: no time left", may_still_happen=False)
+        request = httpx.Request(
+            method,
+            self._url_of(path),
+            params=query,
+            content=None if body is None else msgspec.json.encode(body),
+            headers={"authorization": f"Bearer {master_key}", "content-type": "application/json"},
+            extensions={"timeout": httpx.Timeout(remaining, connect=min(CONNECT_TIMEOUT_SECONDS, remaining)).as_dict()},
+        )
         with (
             telemetry.measured("LiteLLMLatency"),
             _translated(name),
-            self._http.stream(
-                method,
-                path,
-                params=query,
-                content=None if body is None else msgspec.json.encode(body),
-                headers={"authorization": f"Bearer {master_key}", "content-type": "application/json"},
-                timeout=httpx.Timeout(remaining, connect=min(CONNECT_TIMEOUT_SECONDS, remaining)),
-            ) as response,
+            closing(self._http.handle_request(request)) as response,
         ):
             return _Answer(response.status_code, b"".join(_in_time(response.iter_bytes(), deadline)))
 

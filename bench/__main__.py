@@ -12,19 +12,20 @@ from typing import Any
 
 import msgspec
 
-from bench import alone, cold_start, cost, many_keys, operations, plot, targets, under_load
+from bench import alone, cold_start, cost, many_keys, operations, plot, sizes, targets, under_load
 from bench.alone import Alone
 from bench.clients import Operation
 from bench.cold_start import ColdStart
 from bench.cost import Cost
 from bench.many_keys import Found
+from bench.sizes import Sized
 from bench.stage import FUNCTIONS, INTERPRETER, running_stage
 from bench.targets import Target
 from bench.under_load import Load
 
 RESULTS = Path(__file__).parent / "results.json"
 PLOT = Path(__file__).parent / "results.svg"
-PARTS = ("operations", "cold", "load", "keys")
+PARTS = ("operations", "cold", "sizes", "load", "keys")
 
 type Report = Callable[[str], None]
 
@@ -37,6 +38,7 @@ class Results(msgspec.Struct, kw_only=True):
     work: list[operations.Work] = []
     cold: list[ColdStart] = []
     alone: list[Alone] = []
+    sized: list[Sized] = []
     load: list[Load] = []
     memory: dict[str, float] = {}
     keys: Found | None = None
@@ -105,6 +107,12 @@ def _cold(directory: Path, arguments: argparse.Namespace, report: Report, result
     return targets.of_cold_starts(results.cold)
 
 
+def _sizes(directory: Path, _: argparse.Namespace, report: Report, results: Results) -> Iterable[Target]:
+    results.sized = sizes.measure(directory, report=report)
+    print(sizes.show(results.sized), flush=True)
+    return []
+
+
 def _load(directory: Path, arguments: argparse.Namespace, report: Report, results: Results) -> Iterable[Target]:
     results.load, results.memory = under_load.measure(directory, seconds=arguments.seconds, report=report)
     print(under_load.show(results.load), under_load.show_memory(results.memory), sep="\n\n", flush=True)
@@ -122,6 +130,7 @@ def _keys(directory: Path, arguments: argparse.Namespace, report: Report, result
 _RUN: dict[str, Callable[[Path, argparse.Namespace, Report, Results], Iterable[Target]]] = {
     "operations": _operations,
     "cold": _cold,
+    "sizes": _sizes,
     "load": _load,
     "keys": _keys,
 }

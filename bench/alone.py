@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from bench.cold_start import create_event, delete_event, list_event
+from bench.events import CALLER, create_event, delete_event, list_event
 from bench.figures import table_of
 from bench.stage import BARE, Stage, bare_stage, running_stage
 
@@ -29,7 +29,7 @@ class Alone(msgspec.Struct, frozen=True, kw_only=True):
 def measure(directory: Path, *, report: Callable[[str], None]) -> list[Alone]:
     report("warm functions by themselves")
     with running_stage(directory, workers_per_function=1) as stage, bare_stage(stage, directory / "bare") as bare:
-        stage.people(1, name="cold")
+        stage.people(1, name=CALLER)
         nothing, _ = _invoked(bare, BARE, [list_event(stage)] * _REQUESTS)
         listed, _ = _invoked(stage, "ListApiKeys", [list_event(stage)] * _REQUESTS)
         created, answers = _invoked(stage, "CreateApiKey", [create_event(stage)] * _REQUESTS)

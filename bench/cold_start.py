@@ -3,13 +3,13 @@
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from bench.clients import KEYS
+from bench.events import CALLER, create_event, delete_event, list_event
 from bench.figures import Spread, spread_of, table_of
 from bench.stage import BARE, Stage, Told, bare_stage, running_stage
 from local.stack import LocalStack
@@ -31,11 +31,11 @@ class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
 
 def measure(directory: Path, *, starts: int, report: Callable[[str], None]) -> list[ColdStart]:
     with running_stage(directory, workers_per_function=2) as stage:
-        stage.people(1, name="cold")
+        stage.people(1, name=CALLER)
         found = [_measured(stage, function, event, starts=starts, report=report) for function, event in _EVENTS.items()]
         report(f"a function that does nothing, {starts} cold starts")
         with bare_stage(stage, directory / "bare") as bare:
-            totals = [_started(bare.stack, BARE, {}) for _ in range(starts)]
+            totals = [started(bare.stack, BARE, {})[1] for _ in range(starts)]
         return [_cold_start("nothing", totals, []), *found]
 
 
@@ -49,12 +49,12 @@ def _measured(
 ) -> ColdStart:
     report(f"{function}, {starts} cold starts")
     with stage.listening() as told:
-        totals = [_started(stage.stack, function, event(stage)) for _ in range(starts)]
+        totals = [started(stage.stack, function, event(stage))[1] for _ in range(starts)]
     return _cold_start(function, totals, told[-starts:])
 
 
-def _started(stack: LocalStack, function: str, event: dict[str, Any]) -> float:
-    """Of the next process, when there is none any more."""
+def started(stack: LocalStack, function: str, event: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """The answer of the next process, when there is none any more, and the milliseconds from spawning it until then."""
     stack.retire_workers()
     while stack.worker_pids(function):
         time.sleep(0.02)
@@ -64,7 +64,7 @@ def _started(stack: LocalStack, function: str, event: dict[str, Any]) -> float:
     elapsed = (time.perf_counter() - started) * 1000
     if not 200 <= answer["statusCode"] < 300:
         raise RuntimeError(f"{function} answered {answer['statusCode']}: {answer['body'][:200]}")
-    return elapsed
+    return answer, elapsed
 
 
 def _cold_start(function: str, totals: Sequence[float], told: Sequence[Told]) -> ColdStart:
@@ -89,51 +89,9 @@ def _median(values: Sequence[float]) -> float:
     return round(statistics.median(values), 1) if values else 0.0
 
 
-def event_of(stage: Stage, route: str, *, subject: str = "cold-0", body: object = None, **path: str) -> dict[str, Any]:
-    """What API Gateway would send once it has checked the token (payload format 2.0)."""
-    method, _, pattern = route.partition(" ")
-    raw_path = pattern
-    for name, value in path.items():
-        raw_path = raw_path.replace(f"{{{name}}}", value)
-    claims = {
-        "iss": stage.stack.issuer_url,
-        "sub": subject,
-        "preferred_username": subject,
-        "email": f"{subject}@example.com",
-    }
-    return {
-        "version": "2.0",
-        "routeKey": route,
-        "rawPath": raw_path,
-        "rawQueryString": "",
-        "headers": {"content-type": "application/json"},
-        "pathParameters": path,
-        "requestContext": {
-            "authorizer": {"jwt": {"claims": claims, "scopes": None}},
-            "http": {"method": method, "path": raw_path, "sourceIp": "127.0.0.1", "userAgent": "bench"},
-            "requestId": "bench",
-            "stage": "$default",
-        },
-        "body": None if body is None else json.dumps(body),
-        "isBase64Encoded": False,
-    }
-
-
-def create_event(stage: Stage) -> dict[str, Any]:
-    return event_of(stage, f"POST {KEYS}", body={"modelIds": ["gpt-4o"]})
-
-
-def delete_event(stage: Stage, key_id: str) -> dict[str, Any]:
-    return event_of(stage, f"DELETE {KEYS}/{{id}}", id=key_id)
-
-
 def _delete_of_a_new_key(stage: Stage) -> dict[str, Any]:
     made = json.loads(stage.stack.invoke("CreateApiKey", create_event(stage))["body"])
     return delete_event(stage, made["id"])
-
-
-def list_event(stage: Stage) -> dict[str, Any]:
-    return event_of(stage, f"GET {KEYS}")
 
 
 _EVENTS: dict[str, Callable[[Stage], dict[str, Any]]] = {

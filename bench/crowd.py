@@ -57,10 +57,15 @@ FROM (SELECT array_agg(id ORDER BY oauth_id) AS ids FROM users WHERE oauth_id LI
     generate_series(%(first)s::integer, %(last)s::integer) AS n"""
 
 
-def fill(stage: Stage, *, keys: int, audit_records: int, report: Callable[[str], None]) -> None:
-    """Two sessions side by side; the audit table gets its indexes, its key among them, when it is full."""
-    report(f"inserting {keys:,} keys and {audit_records:,} audit records")
+def insert_users(stage: Stage) -> None:
     stage.execute(_USERS, users=USERS, provider=OAUTH_PROVIDER, others=[MANY, FEW, ADMINISTRATOR])
+
+
+def fill(stage: Stage, *, keys: int, audit_records: int, report: Callable[[str], None]) -> None:
+    """In place of whatever keys and records there are. Two sessions side by side; the audit table gets its indexes, its key
+    among them, when it is full."""
+    report(f"inserting {keys:,} keys and {audit_records:,} audit records")
+    stage.execute("TRUNCATE api_keys, api_key_models, api_key_tokens, api_key_operations, audit_logs CASCADE")
     stage.execute("ALTER TABLE audit_logs SET UNLOGGED")
     # The database's own words about itself are no input.
     indexes = stage.rows(
@@ -75,11 +80,15 @@ def fill(stage: Stage, *, keys: int, audit_records: int, report: Callable[[str],
     for index in indexes:
         stage.execute(cast("LiteralString", index["drop"]))
     with ThreadPoolExecutor(2) as pool:
-        half = audit_records // 2
+        parts: list[tuple[LiteralString, int, int]] = [
+            (_KEYS, FEW_KEYS + 1, keys // 2),
+            (_KEYS, keys // 2 + 1, keys),
+            (_AUDIT_RECORDS, 1, audit_records // 2),
+            (_AUDIT_RECORDS, audit_records // 2 + 1, audit_records),
+        ]
         filling = [
-            pool.submit(stage.execute, _AUDIT_RECORDS, users=USERS, first=1, last=half),
-            pool.submit(stage.execute, _KEYS, users=USERS, first=FEW_KEYS + 1, last=keys),
-            pool.submit(stage.execute, _AUDIT_RECORDS, users=USERS, first=half + 1, last=audit_records),
+            pool.submit(stage.execute, statement, users=USERS, first=first, last=last)
+            for statement, first, last in parts
         ]
         for one in filling:
             one.result()

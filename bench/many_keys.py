@@ -13,8 +13,8 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import psycopg
 
-from bench.clients import KEYS
-from bench.crowd import ADMINISTRATOR, FEW, MANY, fill
+from bench.clients import KEYS, Plan
+from bench.crowd import ADMINISTRATOR, FEW, MANY, fill, insert_users
 from bench.figures import Spread, spread_of, table_of
 from bench.stage import CHECKOUT, Stage, running_stage
 from local.postgres import PostgresServer
@@ -32,6 +32,8 @@ _SERVER = {
     "autovacuum": "off",
 }
 _AUDIT = "/api/v1/admin/audit"
+_ALL = f"{KEYS}/admin/all?limit=10"
+_EARLY = 30
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,10 +107,19 @@ def measure(directory: Path, *, keys: int, audit_records: int, report: Callable[
         PostgresServer(settings=_SERVER) as server,
         running_stage(directory, database=server) as stage,
     ):
-        fill(stage, keys=keys, audit_records=audit_records, report=report)
+        insert_users(stage)
         few, many, administrator = (_Reader(stage, subject) for subject in (FEW, MANY, ADMINISTRATOR))
-        report("reading")
+        report("reading where there is little")
+        stage.run(
+            Plan(url=stage.stack.url, callers=stage.people(1, name="early"), mix={"create": 1}, requests_each=_EARLY)
+        )
         pages = [
+            administrator.timed("all keys, 30 keys, by cursor", administrator.after(_ALL, pages=1)),
+            administrator.timed("audit, 30 records, by cursor", administrator.after(f"{_AUDIT}?limit=10", pages=1)),
+        ]
+        fill(stage, keys=keys, audit_records=audit_records, report=report)
+        report("reading")
+        pages += [
             few.timed("list, 10 keys", f"{KEYS}?limit=10"),
             many.timed("list, first page, counted", f"{KEYS}?limit=10"),
             many.timed("list, by cursor", many.after(f"{KEYS}?limit=10", pages=3)),
@@ -117,12 +128,15 @@ def measure(directory: Path, *, keys: int, audit_records: int, report: Callable[
             many.timed("list, one model, by cursor", many.after(f"{KEYS}?limit=10&modelIds=gpt-4o", pages=3)),
             few.timed("stats, 10 keys", f"{KEYS}/stats"),
             many.timed("stats", f"{KEYS}/stats"),
-            administrator.timed("all keys, first page, counted", f"{KEYS}/admin/all?limit=10"),
-            administrator.timed("all keys, by cursor", administrator.after(f"{KEYS}/admin/all?limit=10", pages=3)),
+            administrator.timed("all keys, first page, counted", _ALL),
+            administrator.timed("all keys, one model, first page, counted", f"{_ALL}&modelIds=gpt-4o"),
+            administrator.timed("all keys, by cursor", administrator.after(_ALL, pages=3)),
             administrator.timed("audit, newest", f"{_AUDIT}?limit=10"),
             administrator.timed("audit, by cursor", administrator.after(f"{_AUDIT}?limit=10", pages=3)),
             administrator.timed("audit, one action", f"{_AUDIT}?limit=10&action=LOGIN"),
-            administrator.timed("audit, search", f"{_AUDIT}?limit=10&search=team%2012345"),
+            administrator.timed("audit, failures, of which there are none", f"{_AUDIT}?limit=10&success=false"),
+            administrator.timed("audit, search, one record in 50,000", f"{_AUDIT}?limit=10&search=team%2012345"),
+            administrator.timed("audit, search, no record", f"{_AUDIT}?limit=10&search=nobody"),
         ]
         return Found(
             keys=keys,

@@ -147,6 +147,7 @@ def running_stage(
     litellm_url: str | None = None,
     beside: Stage | None = None,
     database: PostgresServer | None = None,
+    interpreter: Path = INTERPRETER,
 ) -> Generator[Stage]:
     """`beside` lends its PostgreSQL and AWS; `litellm_url` is a way to the stand-in that somebody else owns; `database` is
     a server that somebody else ends."""
@@ -175,7 +176,7 @@ def running_stage(
                 aws=beside and beside.stack.aws,
                 workers_per_function=workers_per_function,
                 log_directory=directory,
-                interpreter=INTERPRETER,
+                interpreter=interpreter,
             )
         )
         insert_models(stack.admin_dsn, MODELS)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import httpx
 import msgspec
 
 from bench.clients import Answer, Operation, Plan
@@ -43,7 +44,11 @@ def measure(directory: Path, *, seconds: float, report: Callable[[str], None]) -
     with running_stage(directory, workers_per_function=WORKERS) as stage:
         for clients in CLIENTS:
             report(f"{clients} clients for {seconds:.0f} s")
-            found.append(_loaded(stage, clients=clients, seconds=seconds, litellm="as it is"))
+            found.append(
+                _loaded(
+                    stage, clients=clients, seconds=seconds, litellm="as it is", litellm_url=stage.stack.litellm_url
+                )
+            )
         memory = {FUNCTIONS[operation]: stage.peak_megabytes(FUNCTIONS[operation]) for operation in MIX}
         with (
             FaultProxy(stage.stack.litellm_url) as slow,
@@ -57,11 +62,20 @@ def measure(directory: Path, *, seconds: float, report: Callable[[str], None]) -
         ):
             slow.inject("*", "delay", seconds=SLOW_SECONDS, times=1_000_000)
             report(f"{SLOW_CLIENTS} clients for {seconds / 3:.0f} s, LiteLLM {SLOW_SECONDS:.0f} s slower")
-            found.append(_loaded(slowed, clients=SLOW_CLIENTS, seconds=seconds / 3, litellm=f"+ {SLOW_SECONDS:.0f} s"))
+            found.append(
+                _loaded(
+                    slowed,
+                    clients=SLOW_CLIENTS,
+                    seconds=seconds / 3,
+                    litellm=f"+ {SLOW_SECONDS:.0f} s",
+                    litellm_url=stage.stack.litellm_url,
+                )
+            )
     return found, memory
 
 
-def _loaded(stage: Stage, *, clients: int, seconds: float, litellm: str) -> Load:
+def _loaded(stage: Stage, *, clients: int, seconds: float, litellm: str, litellm_url: str) -> Load:
+    """`litellm_url`: where LiteLLM is as fast as ever."""
     callers = stage.people(clients, name=f"load-{clients}")
     stage.run(Plan(url=stage.stack.url, callers=callers, mix={"list": 1}, requests_each=1))
     answers = stage.run(Plan(url=stage.stack.url, callers=callers, mix=MIX, seconds=seconds))
@@ -83,7 +97,7 @@ def _loaded(stage: Stage, *, clients: int, seconds: float, litellm: str) -> Load
         workers={FUNCTIONS[operation]: len(stage.stack.worker_pids(FUNCTIONS[operation])) for operation in MIX},
         all_workers=sum(len(stage.stack.worker_pids(function)) for function in stage.stack.function_names),
         connections=row["connections"],
-        lost=_lost(stage),
+        lost=_lost(stage, litellm_url),
     )
 
 
@@ -92,21 +106,45 @@ def _statuses(answers: Sequence[Answer]) -> dict[str, int]:
     return dict(sorted(counted.items()))
 
 
-def _lost(stage: Stage) -> int:
-    """Active rows whose token does not live, and live tokens without an active row; what is pending is not lost."""
-    [row] = stage.rows(
+def _lost(stage: Stage, litellm_url: str) -> int:
+    """Living tokens that LiteLLM does not know, keys of LiteLLM whose token does not live, and active rows without one; what
+    is pending is not lost."""
+    known = _hashes_known_to_litellm(stage, litellm_url)
+    tokens = stage.rows(
         """
-        SELECT count(*) AS lost
-        FROM api_keys AS k
-        FULL JOIN (SELECT * FROM api_key_tokens WHERE state = 'live') AS t ON t.api_key_id = k.id
-        WHERE (k.id IS NULL OR t.hash IS NULL OR NOT k.is_active)
-        AND NOT EXISTS (
-            SELECT FROM api_key_operations AS o
-            WHERE o.api_key_id = coalesce(k.id, t.api_key_id) AND o.state = 'pending'
-        )
+        SELECT t.hash, t.state IN ('live', 'retiring') AS lives, EXISTS (
+            SELECT FROM api_key_operations AS o WHERE o.api_key_id = t.api_key_id AND o.state = 'pending'
+        ) AS is_pending
+        FROM api_key_tokens AS t
         """
     )
-    return row["lost"]
+    living = {token["hash"] for token in tokens if token["lives"]}
+    pending = {token["hash"] for token in tokens if token["is_pending"]}
+    [rows] = stage.rows(
+        """
+        SELECT count(*) AS without_token FROM api_keys AS k
+        WHERE k.is_active
+        AND NOT EXISTS (SELECT FROM api_key_tokens AS t WHERE t.api_key_id = k.id AND t.state = 'live')
+        AND NOT EXISTS (SELECT FROM api_key_operations AS o WHERE o.api_key_id = k.id AND o.state = 'pending')
+        """
+    )
+    return len((living ^ known) - pending) + rows["without_token"]
+
+
+def _hashes_known_to_litellm(stage: Stage, litellm_url: str) -> set[str]:
+    """Of the keys that bear the mark of the stage's database."""
+    [installation] = stage.rows("SELECT mark FROM keyservice_installation")
+    query: dict[str, str | int] = {"key_alias": f"{installation['mark']}:", "substring_matching": "true", "size": 100}
+    found: set[str] = set()
+    page, pages = 0, 1
+    with httpx.Client(base_url=litellm_url, trust_env=False, timeout=60) as client:
+        client.headers["authorization"] = f"Bearer {stage.stack.litellm_master_key}"
+        while page < pages:
+            page += 1
+            answer = client.get("/key/list", params={**query, "page": page}).raise_for_status().json()
+            found.update(answer["keys"])
+            pages = answer["total_pages"]
+    return found
 
 
 def show(found: Sequence[Load]) -> str:

@@ -1,5 +1,7 @@
 """What the benchmark says of what it measured; the measuring itself is `make bench`."""
 
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -11,6 +13,7 @@ from bench.__main__ import RESULTS, Results
 from bench.clients import Operation
 from bench.figures import Spread, spread_of, table_of
 from bench.operations import Measured
+from bench.processor_share import processor_share
 from bench.under_load import Load
 
 
@@ -42,13 +45,21 @@ def measured(operation: Operation, *, own: float, cpu: float, clients: int = 1, 
     )
 
 
-def load(*, statuses: dict[str, int], lost: int = 0, connections: int = 3) -> Load:
+def load(
+    *,
+    statuses: dict[str, int],
+    lost: int = 0,
+    connections: int = 3,
+    litellm: str = "as it is",
+    lists: float = 20,
+    creates: float = 40,
+) -> Load:
     return Load(
         clients=8,
-        litellm="as it is",
+        litellm=litellm,
         requests=10,
         requests_per_second=1,
-        waits={},
+        waits={"list": spread(lists), "create": spread(creates)},
         statuses=statuses,
         workers={"ListApiKeys": 3},
         all_workers=3,
@@ -126,15 +137,28 @@ class TestTargets:
     def test_load(self, found: Load, missed: list[str]):
         assert [target.name for target in targets.of_load([found]) if not target.is_met] == missed
 
+    @pytest.mark.parametrize(
+        ("lists", "creates", "missed"),
+        [
+            (20.0, 13_000.0, []),
+            (20.3, 10_000.0, ["8 clients, LiteLLM + 5 s: lists beside those with LiteLLM as it is, p50, factor"]),
+            (5.0, 13_100.0, ["8 clients, LiteLLM + 5 s: creates answered, the longest, s"]),
+        ],
+    )
+    def test_load_while_litellm_is_slow(self, lists: float, creates: float, missed: list[str]):
+        as_it_is = load(statuses={"list 200": 9})
+        slow = load(statuses={"list 200": 7, "create 503": 2}, litellm="+ 5 s", lists=lists, creates=creates)
+
+        assert [target.name for target in targets.of_load([as_it_is, slow]) if not target.is_met] == missed
+
 
 class TestCost:
     def test_a_list_at_512_megabytes(self):
-        """1 ms, and what 2 ms of a whole processor take longer on 512 of 1,769 MB."""
-        [found] = [one for one in cost.costs_of([measured("list", own=1.0, cpu=2.0)]) if one.memory_megabytes == 512]
+        [found] = [one for one in cost.costs_of([measured("list", own=1.2, cpu=2.0)]) if one.memory_megabytes == 512]
 
-        assert found.billed_ms == pytest.approx(1 + 2 * (1769 / 512 - 1), abs=0.05)
-        # The gateway 1.00, the request 0.20, its log 1.00, and 5.9 ms of half a GB.
-        assert found.dollars_per_million == pytest.approx(2.20 + 0.0059 * 0.5 * 13.3334, abs=0.006)
+        assert found.billed_ms == 2
+        # The gateway 1.00, the request 0.20, its log 1.00, and 2 ms of half a GB.
+        assert found.dollars_per_million == pytest.approx(2.20 + 0.002 * 0.5 * 13.3334, abs=0.006)
 
     def test_a_create_also_pays_for_its_key_and_waits_for_litellm(self):
         costs = {
@@ -143,8 +167,22 @@ class TestCost:
         }
 
         difference = costs["create", 1769].dollars_per_million - costs["list", 1769].dollars_per_million
-        assert costs["create", 1769].billed_ms - costs["list", 1769].billed_ms == pytest.approx(118)
+        assert costs["create", 1769].billed_ms - costs["list", 1769].billed_ms == 118
         assert difference == pytest.approx(3 + 0.118 * 1769 / 1024 * 13.3334, abs=0.011)
+
+
+class TestProcessorShare:
+    def test_a_function_of_little_memory_is_made_to_wait(self, tmp_path: Path):
+        busy = "import time\nwhile time.process_time() < 0.2: pass"
+        with processor_share(tmp_path, interpreter=Path(sys.executable)) as share:
+            if share is None:
+                pytest.skip("a process cannot be limited to a share of a processor here")
+            share.limit_to(512)
+
+            subprocess.run([str(share.interpreter), "-c", busy], check=True)
+
+            waits = dict(line.split() for line in (share.group / "cpu.stat").read_text().splitlines())
+            assert int(waits["nr_throttled"]) > 0
 
 
 class TestWhatIsKept:
@@ -153,6 +191,7 @@ class TestWhatIsKept:
         assert kept.work
         assert kept.cold
         assert kept.alone
+        assert kept.sized
         assert kept.load
         assert kept.keys is not None
         assert (kept.keys.keys, kept.keys.audit_records) == (1_000_000, 10_000_000)

@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 
 from bench import alone, cold_start, cost, many_keys, operations, plot, sizes, targets, under_load
-from bench.alone import Alone
+from bench.alone import Alone, Part
 from bench.clients import Operation
 from bench.cold_start import ColdStart
 from bench.cost import Cost
+from bench.document import DOCUMENT, rewritten
 from bench.many_keys import Found
 from bench.sizes import Sized
 from bench.stage import FUNCTIONS, INTERPRETER, running_stage
@@ -38,6 +39,7 @@ class Results(msgspec.Struct, kw_only=True):
     work: list[operations.Work] = []
     cold: list[ColdStart] = []
     alone: list[Alone] = []
+    parts: list[Part] = []
     sized: list[Sized] = []
     load: list[Load] = []
     memory: dict[str, float] = {}
@@ -67,7 +69,9 @@ def main() -> None:
     if results.keys is not None and not arguments.parts:
         RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
         plot.draw(PLOT, measured=results.measured, cold=results.cold, keys=results.keys)
-        report(f"written: {RESULTS} and {PLOT}")
+        if results.sized:
+            DOCUMENT.write_text(rewritten(DOCUMENT.read_text(), costs=results.costs, sized=results.sized))
+        report(f"written: {RESULTS}, {PLOT} and the tables of {DOCUMENT}")
 
 
 def _operations(directory: Path, arguments: argparse.Namespace, report: Report, results: Results) -> Iterable[Target]:
@@ -103,7 +107,14 @@ def _operations(directory: Path, arguments: argparse.Namespace, report: Report, 
 def _cold(directory: Path, arguments: argparse.Namespace, report: Report, results: Results) -> Iterable[Target]:
     results.cold = cold_start.measure(directory / "starts", starts=arguments.starts, report=report)
     results.alone = alone.measure(directory / "alone", report=report)
-    print(cold_start.show(results.cold), alone.show(results.alone), sep="\n\n", flush=True)
+    results.parts = alone.measure_parts(directory / "parts", bare_cpu_ms=results.alone[0].cpu_ms, report=report)
+    print(
+        cold_start.show(results.cold),
+        alone.show(results.alone),
+        alone.show_parts(results.parts),
+        sep="\n\n",
+        flush=True,
+    )
     return targets.of_cold_starts(results.cold)
 
 
@@ -146,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         help="measure the operations also with so much longer round trips to PostgreSQL (default: not)",
     )
-    parser.add_argument("--starts", type=int, default=7, help="cold starts of each function (default: %(default)s)")
+    parser.add_argument("--starts", type=int, default=5, help="cold starts of each function (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="of each load (default: %(default)s)")
     parser.add_argument("--keys", type=int, default=1_000_000, help="rows of keys (default: %(default)s)")
     parser.add_argument("--audit-records", type=int, default=10_000_000, help="(default: %(default)s)")

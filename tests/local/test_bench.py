@@ -11,6 +11,7 @@ import pytest
 from bench import cost, plot, targets
 from bench.__main__ import RESULTS, Results
 from bench.clients import Operation
+from bench.document import DOCUMENT, rewritten
 from bench.figures import Spread, spread_of, table_of
 from bench.operations import Measured
 from bench.processor_share import processor_share
@@ -191,6 +192,7 @@ class TestWhatIsKept:
         assert kept.work
         assert kept.cold
         assert kept.alone
+        assert kept.parts
         assert kept.sized
         assert kept.load
         assert kept.keys is not None
@@ -205,3 +207,8 @@ class TestWhatIsKept:
         written = {text.text for text in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")}
         assert {"Processor time of one request, ms", "LiteMaaS", "ListApiKeys"} <= written
         assert plot.shown(kept.cold[0].first_answer.median) in written
+
+    def test_it_is_in_the_document(self, kept: Results):
+        text = DOCUMENT.read_text()
+
+        assert text == rewritten(text, costs=kept.costs, sized=kept.sized)

@@ -87,7 +87,10 @@ def of_many_keys(found: Found) -> Iterator[Target]:
 
 
 def show(targets: Sequence[Target]) -> str:
-    return table_of(
+    table = table_of(
         ["target", "at most", "measured", ""],
         [(one.name, one.at_most, one.measured, "met" if one.is_met else "NOT MET") for one in targets],
     )
+    if all(one.is_met for one in targets):
+        return table
+    return f"{table}\n\nWhy a delete does not reach its processor time: docs/decisions.md, under Speed."

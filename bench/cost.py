@@ -20,7 +20,7 @@ _KMS_PER_MILLION_CALLS = 3.00
 # What a real LiteLLM and KMS take of each call in a region, where the stand-ins here answer at once.
 _LITELLM_MS = 110.0
 _KMS_MS = 8.0
-LITELLM_CALLS = {"create": 1, "list": 0, "get": 0, "update": 2, "rotate": 2, "delete": 1}
+LITELLM_CALLS = {"create": 1, "list": 0, "get": 0, "update": 1, "rotate": 2, "delete": 1}
 KMS_CALLS = {"create": 1, "list": 0, "get": 0, "update": 0, "rotate": 1, "delete": 0}
 
 

@@ -20,7 +20,7 @@ from bench.stage import CHECKOUT, Stage, running_stage
 from local.postgres import PostgresServer
 
 # Of each page; fewer of one that takes long, and no fewer than the least.
-_REPETITIONS = 30
+_REPETITIONS = 100
 _LEAST_REPETITIONS = 5
 _SECONDS_OF_ONE = 3.0
 # A server with some memory, and tables that are filled without a log of what is in them.

@@ -17,7 +17,7 @@ _APP_SETTINGS = {
     "idle_in_transaction_session_timeout": "10s",
     "jit": "off",
     "random_page_cost": "1.1",
-    "work_mem": "32MB",
+    "work_mem": "64MB",
 }
 
 

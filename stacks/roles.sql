@@ -2,7 +2,7 @@
 --   psql -v app=keyservice_app -v app_password=... -v database=litemaas \
 --        -v migrator=keyservice_migrator -v migrator_password=... -f stacks/roles.sql
 -- Where LiteMaaS has made the tables already, the migrator is the role that owns them: leave migrator and its password out.
--- Run again it sets the passwords anew, and changes nothing else.
+-- Run again it sets the passwords and what follows them anew, and changes nothing else.
 
 \set ON_ERROR_STOP on
 BEGIN;
@@ -19,8 +19,9 @@ ALTER ROLE :"app" SET idle_in_transaction_session_timeout = '10s';
 ALTER ROLE :"app" SET jit = off;
 -- Storage without moving parts: a page of a list is read in its index's order, not by collecting all keys of a user first.
 ALTER ROLE :"app" SET random_page_cost = 1.1;
--- Enough to remember which pages of 30 million audit records a search has to look at; less would have it read all of them.
-ALTER ROLE :"app" SET work_mem = '32MB';
+-- Enough to remember of each page of 8 GB of audit records whether a search has to look at it; less would have it read all of
+-- them. Nothing else takes as much.
+ALTER ROLE :"app" SET work_mem = '64MB';
 
 \if :{?migrator}
 SELECT format('CREATE ROLE %I LOGIN', :'migrator')

@@ -96,17 +96,28 @@ def test_a_delete_is_two_round_trips_and_one_call(counted: Counted, grace: Perso
 CHANGE = [("lock_key_to_update", "begin_update"), ("lock_key", "finish_update", "show_key")]
 
 
-def test_a_change_is_two_round_trips_and_two_calls(counted: Counted, grace: Person):
+def test_a_change_is_two_round_trips_and_one_call(counted: Counted, grace: Person):
     key = grace.has_key()
     counted.reset()
 
-    assert grace.update(key["id"], {"tpmLimit": 5, "modelIds": ["gpt-4o-mini"]}).status_code == 200
+    wanted = {"tpmLimit": 5, "modelIds": ["gpt-4o-mini"], "name": "changed", "expiresAt": "2033-03-03T03:03:03Z"}
+    assert grace.update(key["id"], wanted).status_code == 200
+
+    assert counted.statements == CHANGE
+    assert counted.calls == [("POST", "/key/update")]
+
+
+def test_a_change_of_metadata_is_one_call_more(counted: Counted, grace: Person):
+    key = grace.has_key()
+    counted.reset()
+
+    assert grace.update(key["id"], {"metadata": {"a": 1}, "tpmLimit": 5}).status_code == 200
 
     assert counted.statements == CHANGE
     assert [path.partition("?")[0] for _, path in counted.calls] == ["/key/info", "/key/update"]
 
 
-def test_a_change_of_a_soft_budget_is_one_call_more(counted: Counted, grace: Person):
+def test_a_change_of_a_soft_budget_is_two_calls_more(counted: Counted, grace: Person):
     key = grace.has_key()
     counted.reset()
 

@@ -388,7 +388,7 @@ class TestLiteLLMRefusing:
     def test_is_400_that_names_the_field_and_changes_nothing(self, fragile_service: FragileService):
         grace = fragile_service.person()
         key = grace.has_key(tpmLimit=1)
-        fragile_service.gateway_faults.inject("/key/update", "status", status=400, body=self.REFUSAL)
+        fragile_service.gateway_faults.inject("/key/update", "status", status=400, body=self.REFUSAL, times=2)
 
         answer = grace.update(key["id"], {"tpmLimit": 2})
 
@@ -412,7 +412,7 @@ class TestLiteLLMRefusing:
                 "code": "400",
             }
         }
-        fragile_service.gateway_faults.inject("/key/update", "status", status=400, body=broken)
+        fragile_service.gateway_faults.inject("/key/update", "status", status=400, body=broken, times=2)
 
         assert_asks_to_retry(grace.update(key["id"], {"tpmLimit": 2}))
 

@@ -24,6 +24,8 @@ CHANGES: Row = {
     "expiresAt": "2034-04-04T04:04:04Z",
     "metadata": {"b": 2},
 }
+# Without anything for which LiteLLM would have to be read first.
+LIMITS: Row = {name: CHANGES[name] for name in ("tpmLimit", "modelIds", "expiresAt")}
 
 
 @dataclass
@@ -78,6 +80,9 @@ class Situation:
 
     def update(self) -> httpx.Response:
         return self.rig.update(self.person, self.key_id, CHANGES)
+
+    def update_limits(self) -> httpx.Response:
+        return self.rig.update(self.person, self.key_id, LIMITS)
 
     def reset_spend(self) -> httpx.Response:
         return self.person.reset_spend(self.key_id)
@@ -173,8 +178,8 @@ class Situation:
         self.rig.rows("UPDATE api_keys SET expires_at = now() WHERE id = %(key_id)s", key_id=self.key_id)
         return self
 
-    def is_altered_in_gateway(self) -> "Situation":
-        """The newest secret that LiteLLM has made for the key."""
+    def is_altered_in_gateway(self, **settings: object) -> "Situation":
+        """The newest secret that LiteLLM has made for the key; its tpm limit, unless it is told otherwise."""
         newest, *_ = self.rig.rows(
             """
             SELECT hash FROM api_key_tokens WHERE api_key_id = %(key_id)s AND state IN ('intended', 'live')
@@ -182,7 +187,7 @@ class Situation:
             """,
             key_id=self.key_id,
         )
-        answer = self.rig.gateway("POST", "/key/update", json={"key": newest["hash"], "tpm_limit": 7})
+        answer = self.rig.gateway("POST", "/key/update", json={"key": newest["hash"], **(settings or {"tpm_limit": 7})})
         assert answer.status_code == 200, answer.text
         return self
 
@@ -280,6 +285,10 @@ def _delete_unconfirmed(situation: Situation) -> httpx.Response:
 
 def _update(situation: Situation) -> httpx.Response:
     return situation.update()
+
+
+def _update_limits(situation: Situation) -> httpx.Response:
+    return situation.update_limits()
 
 
 def _reset_spend(situation: Situation) -> httpx.Response:
@@ -492,6 +501,30 @@ SCENARIOS: dict[str, Scenario] = {
         succeeds=(200,),
         is_there_after_repeating=True,
         row_says={"tpm_limit": 2000, "metadata": {"b": 2}},
+        secrets_left=(1,),
+    ),
+    "a change in one call": Scenario(
+        function="UpdateApiKey",
+        begin=lambda rig: _known(rig).has_key(),
+        act=_update_limits,
+        answer=200,
+        repeat=_update_limits,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        only=frozenset({UPDATE, "finish_update"}),
+        row_says={"tpm_limit": 2000},
+        secrets_left=(1,),
+    ),
+    "a change in one call of a key that differs": Scenario(
+        function="UpdateApiKey",
+        begin=lambda rig: _known(rig).has_key().is_altered_in_gateway(max_budget=1),
+        act=_update_limits,
+        answer=200,
+        repeat=_update_limits,
+        succeeds=(200,),
+        is_there_after_repeating=True,
+        only=frozenset({UPDATE, INFO}),
+        row_says={"tpm_limit": 2000},
         secrets_left=(1,),
     ),
     "a change without an answer": Scenario(

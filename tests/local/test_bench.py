@@ -51,20 +51,22 @@ def load(
     statuses: dict[str, int],
     lost: int = 0,
     connections: int = 3,
-    litellm: str = "as it is",
-    lists: float = 20,
+    slower: int = 0,
+    lists: float = 3,
     creates: float = 40,
 ) -> Load:
     return Load(
         clients=8,
-        litellm=litellm,
+        litellm_slower_seconds=slower,
         requests=10,
         requests_per_second=1,
+        only_lists=spread(3),
         waits={"list": spread(lists), "create": spread(creates)},
         statuses=statuses,
         workers={"ListApiKeys": 3},
         all_workers=3,
         connections=connections,
+        pending=0,
         lost=lost,
     )
 
@@ -128,29 +130,27 @@ class TestTargets:
             (load(statuses={"list 200": 7, "create 201": 2, "delete 202": 1}), []),
             (load(statuses={"list 200": 9, "create 503": 1}), ["8 clients: requests that failed"]),
             (load(statuses={"list 200": 9, "list 0": 1}), ["8 clients: requests that failed"]),
-            (load(statuses={"list 200": 1}, lost=1), ["8 clients, LiteLLM as it is: keys lost"]),
+            (load(statuses={"list 200": 1}, lost=1), ["8 clients: keys and changes lost"]),
+            (load(statuses={"list 200": 1}, connections=4), ["8 clients: connections, one for each worker"]),
+            (load(statuses={"list 200": 9}, lists=60), []),
+            (load(statuses={"list 200": 9}, slower=5, lists=6, creates=13_000), []),
             (
-                load(statuses={"list 200": 1}, connections=4),
-                ["8 clients, LiteLLM as it is: connections, one for each worker"],
+                load(statuses={"list 200": 9}, slower=5, lists=6.1),
+                ["8 clients, LiteLLM + 5 s: lists beside those when all only list, p50, factor"],
             ),
+            (
+                load(statuses={"list 200": 9, "create 503": 1}, slower=5, creates=13_100),
+                [
+                    "8 clients, LiteLLM + 5 s: requests that failed",
+                    "8 clients, LiteLLM + 5 s: creates answered, the longest, s",
+                ],
+            ),
+            # It cannot answer in time.
+            (load(statuses={"list 200": 9, "create 503": 1}, slower=30), []),
         ],
     )
     def test_load(self, found: Load, missed: list[str]):
         assert [target.name for target in targets.of_load([found]) if not target.is_met] == missed
-
-    @pytest.mark.parametrize(
-        ("lists", "creates", "missed"),
-        [
-            (20.0, 13_000.0, []),
-            (20.3, 10_000.0, ["8 clients, LiteLLM + 5 s: lists beside those with LiteLLM as it is, p50, factor"]),
-            (5.0, 13_100.0, ["8 clients, LiteLLM + 5 s: creates answered, the longest, s"]),
-        ],
-    )
-    def test_load_while_litellm_is_slow(self, lists: float, creates: float, missed: list[str]):
-        as_it_is = load(statuses={"list 200": 9})
-        slow = load(statuses={"list 200": 7, "create 503": 2}, litellm="+ 5 s", lists=lists, creates=creates)
-
-        assert [target.name for target in targets.of_load([as_it_is, slow]) if not target.is_met] == missed
 
 
 class TestCost:

@@ -14,7 +14,7 @@ import pytest
 from keyservice.derivation import DerivedSecret
 from keyservice.errors import GatewayRefused, GatewayUnavailable, SecretUnavailable
 from keyservice.litellm import GatewayKey, GatewayKeyPage, LiteLLM
-from keyservice.models import Deadline, GatewayUser, KeySettings, ModelDetails
+from keyservice.models import Deadline, GatewayUser, KeySettings, ModelDetails, PendingUpdate
 from keyservice.secret_values import SecretValues
 from tests.support.aws_client import aws_client
 from tests.support.http_faults import FaultProxy
@@ -695,6 +695,130 @@ class TestConform:
             self.conform(litellm)
         with pytest.raises(GatewayUnavailable):
             self.conform(litellm)
+
+
+class TestChange:
+    WANTED = KeySettings(
+        models=["gpt-4o"],
+        name="changed",
+        tpm_limit=5,
+        max_budget=7.0,
+        soft_budget=2.0,
+        budget_duration="30d",
+        metadata={"a": 1},
+        expires_at=datetime(2033, 3, 3, tzinfo=UTC),
+    )
+    # As /key/update answers: without the soft budget.
+    STORED = {
+        "token": DERIVED.token_hash,
+        "models": ["gpt-4o"],
+        "tpm_limit": 5,
+        "max_budget": 7.0,
+        "budget_duration": "30d",
+        "metadata": {"user": {"a": 1}, "of others": 1},
+        "expires": "2033-03-03T00:00:00Z",
+    }
+
+    def carry_out(self, litellm: LiteLLM, changed: list[str] | None) -> bool:
+        update = PendingUpdate(
+            operation_id=KEY_ID,
+            epoch=1,
+            api_key_id=KEY_ID,
+            settings=self.WANTED,
+            remaining_seconds=3600,
+            tokens=[DERIVED.token_hash],
+            resets_spend=False,
+            changed=changed,
+        )
+        return litellm.carry_out(update, deadline=Deadline(5))
+
+    @pytest.mark.parametrize(
+        ("changed", "sent"),
+        [
+            (["tpm_limit"], {"tpm_limit": 5}),
+            (["name", "max_budget"], {"max_budget": 7.0}),
+            (["models", "expires_at"], {"models": ["gpt-4o"], "duration": "3600s"}),
+            (["rpm_limit", "permissions"], {"rpm_limit": None, "permissions": {}}),
+        ],
+        ids=str,
+    )
+    def test_sends_what_changes_and_takes_the_answer_for_the_key(
+        self, litellm: LiteLLM, scripted: ScriptedServer, changed: list[str], sent: dict[str, Any]
+    ):
+        scripted.will_answer(200, self.STORED)
+
+        assert self.carry_out(litellm, changed) is True
+
+        assert [(asked.path, asked.body) for asked in scripted.asked] == [
+            ("/key/update", {"key": DERIVED.token_hash, **sent})
+        ]
+
+    @pytest.mark.parametrize(
+        "changed",
+        [None, [], ["metadata"], ["tpm_limit", "tags"], ["model_rpm_limit"], ["model_tpm_limit"], ["soft_budget"]],
+        ids=str,
+    )
+    def test_reads_first_where_the_rest_has_to_be_known(
+        self, litellm: LiteLLM, scripted: ScriptedServer, changed: list[str] | None
+    ):
+        info = {**self.STORED, "litellm_budget_table": {"soft_budget": 2.0}}
+        scripted.will_answer(200, {"info": info})
+
+        assert self.carry_out(litellm, changed) is True
+
+        assert [asked.method for asked in scripted.asked] == ["GET"]
+
+    @pytest.mark.parametrize(
+        "otherwise", [{"max_budget": 8.0}, {"metadata": {}}, {"expires": None}, {"models": []}], ids=str
+    )
+    def test_sets_all_right_when_the_answer_differs(
+        self, litellm: LiteLLM, scripted: ScriptedServer, otherwise: dict[str, Any]
+    ):
+        differs = {**self.STORED, **otherwise}
+        scripted.will_answer(200, differs)
+        scripted.will_answer(200, {"info": {**differs, "litellm_budget_table": {"soft_budget": 2.0}}})
+        scripted.will_answer(200, self.STORED)
+
+        assert self.carry_out(litellm, ["tpm_limit"]) is True
+
+        assert [asked.method for asked in scripted.asked] == ["POST", "GET", "POST"]
+
+    def test_of_a_key_that_is_not_there_says_so(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(404, own_error(404))
+
+        assert self.carry_out(litellm, ["tpm_limit"]) is False
+
+    def test_that_is_refused_is_refused_once_the_key_was_read_unchanged(
+        self, litellm: LiteLLM, scripted: ScriptedServer
+    ):
+        before = {"info": {**self.STORED, "tpm_limit": 4, "litellm_budget_table": {"soft_budget": 2.0}}}
+        refusal = own_error(400, kind="auth_error", message="tpm_limit")
+        for answer in ((400, refusal), (200, before), (400, refusal), (200, before)):
+            scripted.will_answer(*answer)
+
+        with pytest.raises(GatewayRefused):
+            self.carry_out(litellm, ["tpm_limit"])
+
+    @pytest.mark.parametrize(
+        ("status", "body", "may_still_happen"),
+        [
+            pytest.param(500, own_error(500), True, id="500"),
+            pytest.param(408, own_error(408), True, id="408"),
+            pytest.param(404, HTML, True, id="not LiteLLM's 404"),
+            pytest.param(429, own_error(429), False, id="429"),
+            pytest.param(200, {"token": "another"}, True, id="another key's answer"),
+        ],
+    )
+    def test_without_a_clear_answer_asks_no_more(
+        self, litellm: LiteLLM, scripted: ScriptedServer, status: int, body: Any, *, may_still_happen: bool
+    ):
+        scripted.will_answer(status, body)
+
+        with pytest.raises(GatewayUnavailable) as caught:
+            self.carry_out(litellm, ["tpm_limit"])
+
+        assert caught.value.may_still_happen is may_still_happen
+        assert len(scripted.asked) == 1
 
 
 class TestTeam:

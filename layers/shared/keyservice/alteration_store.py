@@ -189,9 +189,9 @@ SELECT
     operation.id AS operation_id, operation.epoch, operation.api_key_id, operation.request,
     floor(extract(epoch FROM (operation.request ->> 'expires_at')::timestamptz - now()))::bigint AS remaining_seconds,
     -- Only when LiteLLM is known to hold what the row says.
-    operation.earlier_answered AND NOT EXISTS (
-        SELECT FROM jsonb_object_keys(operation.request -> 'new') AS name WHERE name <> 'name'
-    ) AND operation.request ->> 'reason' IS NULL AS is_known_to_gateway,
+    CASE WHEN operation.earlier_answered AND operation.request ->> 'reason' IS NULL
+        THEN ARRAY(SELECT jsonb_object_keys(operation.request -> 'new'))
+    END AS changed,
     (SELECT coalesce(jsonb_agg(t.hash), '[]') FROM (SELECT hash FROM told UNION SELECT hash FROM adopted) AS t) AS tokens
 FROM standing
 LEFT JOIN target ON true

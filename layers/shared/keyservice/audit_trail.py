@@ -95,6 +95,9 @@ def parse_audit_query(parameters: Mapping[str, str], *, default_limit: int, max_
     if start is not None and end is not None and start >= end:
         violations.append(Violation(end_name, f"must be later than {start_name}", "range"))
     search = parse_text(parameters, "search", max_length=200, violations=violations)
+    words = re.findall(r"[^\W_]+", search or "")
+    if search and not words:
+        violations.append(Violation("search", "must have a letter or a digit", "format"))
     if violations:
         raise invalid(violations)
     return AuditQuery(
@@ -108,7 +111,7 @@ def parse_audit_query(parameters: Mapping[str, str], *, default_limit: int, max_
         success=success,
         start=start,
         end=end,
-        words=[] if search is None else re.findall(r"[^\W_]+", search),
+        words=words,
     )
 
 

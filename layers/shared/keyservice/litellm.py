@@ -48,6 +48,19 @@ _PERMISSIONS = {
 }
 # Of a key's metadata: what the settings say, where LiteLLM keeps it.
 _SET_IN_METADATA = ("user", "tags", "model_rpm_limit", "model_tpm_limit")
+# The settings that an update can change without knowing the others, with LiteLLM's names; null: it has none of it. What is part
+# of metadata, which LiteLLM replaces as a whole, is not among them, nor the soft budget, which it does not tell.
+_SENT_BY_ITSELF = {
+    "name": None,
+    "models": "models",
+    "expires_at": "duration",
+    "max_budget": "max_budget",
+    "budget_duration": "budget_duration",
+    "tpm_limit": "tpm_limit",
+    "rpm_limit": "rpm_limit",
+    "max_parallel_requests": "max_parallel_requests",
+    "permissions": "permissions",
+}
 _TIMED_OUT = (408, 499)  # somebody stopped waiting, which says nothing about the work
 _FIELD_NAMES = re.compile(rf"\b({'|'.join(_LITELLM_FIELDS)})\b")
 
@@ -285,11 +298,31 @@ class LiteLLM:
         return bool(update.tokens) and all(
             self.reset_spend(token_hash, deadline=deadline)
             if update.resets_spend
-            else self.conform(
-                token_hash, update.settings, remaining_seconds=update.remaining_seconds, deadline=deadline
-            )
+            else self._change(token_hash, update, deadline=deadline)
+            or self.conform(token_hash, update.settings, remaining_seconds=update.remaining_seconds, deadline=deadline)
             for token_hash in update.tokens
         )
+
+    def _change(self, token_hash: str, update: PendingUpdate, *, deadline: Deadline) -> bool:
+        """Sends what changes and nothing else, where LiteLLM is believed to hold the rest. True when its answer, which is the
+        key as it is stored, shows all that the settings say; otherwise nothing is proven, and `conform` finds out. Raises
+        GatewayUnavailable when nobody can tell whether LiteLLM did anything."""
+        if update.changed is None or not update.changed or not set(update.changed) <= _SENT_BY_ITSELF.keys():
+            return False
+        wanted = {
+            **_limits(update.settings),
+            "duration": "-1" if update.remaining_seconds is None else f"{update.remaining_seconds}s",
+        }
+        names = [name for column in update.changed if (name := _SENT_BY_ITSELF[column])]
+        body = {"key": token_hash, **{name: wanted[name] for name in names}}
+        answer = self._call("POST", "/key/update", body=body, deadline=deadline)
+        if answer.status_code == 200 and _json(answer).get("token") == token_hash:
+            # Its answer does not tell the soft budget, which this has left alone.
+            stored = _gateway_key({**_json(answer), "soft_budget": update.settings.soft_budget})
+            return not stored.deviates_by(update.settings)
+        if answer.status_code in (400, 403, 404, 422) and _did_nothing(answer):
+            return False
+        raise _trouble("key/update", answer)
 
     def conform(
         self, token_hash: str, settings: KeySettings, *, remaining_seconds: int | None, deadline: Deadline
@@ -461,7 +494,13 @@ class LiteLLM:
             self._url_of(path),
             params=query,
             content=None if body is None else msgspec.json.encode(body),
-            headers={"authorization": f"Bearer {master_key}", "content-type": "application/json"},
+            # Some firewalls take no request without the name of who asks.
+            headers={
+                "authorization": f"Bearer {master_key}",
+                "accept": "application/json",
+                "content-type": "application/json",
+                "user-agent": "keyservice",
+            },
             extensions={"timeout": httpx.Timeout(remaining, connect=min(CONNECT_TIMEOUT_SECONDS, remaining)).as_dict()},
         )
         with (
@@ -534,9 +573,12 @@ def _trouble(name: str, answer: _Answer) -> GatewayUnavailable:
     """An answer that is neither success nor refusal. LiteLLM's own 4xx did nothing; a 5xx, or an answer that is
     not LiteLLM's (a load balancer's 404), says nothing about what happens behind it."""
     telemetry.count("LiteLLMFailures")
+    return GatewayUnavailable(f"{name}: answered {answer.status_code}", may_still_happen=not _did_nothing(answer))
+
+
+def _did_nothing(answer: _Answer) -> bool:
     is_own = "error" in _json(answer) or "detail" in _json(answer)
-    did_nothing = is_own and 400 <= answer.status_code < 500 and answer.status_code not in _TIMED_OUT
-    return GatewayUnavailable(f"{name}: answered {answer.status_code}", may_still_happen=not did_nothing)
+    return is_own and 400 <= answer.status_code < 500 and answer.status_code not in _TIMED_OUT
 
 
 def _json(answer: _Answer) -> dict[str, Any]:

@@ -242,8 +242,13 @@ class PendingUpdate(msgspec.Struct, frozen=True, kw_only=True):
     remaining_seconds: int | None
     tokens: list[str]
     resets_spend: bool
-    is_known_to_gateway: bool = False
-    """Whether LiteLLM need not be told: nothing it knows of changes, and it holds what the row says."""
+    changed: list[str] | None = None
+    """The settings that LiteLLM is not known to hold already; None when nobody knows what it holds."""
+
+    @property
+    def is_known_to_gateway(self) -> bool:
+        """Whether LiteLLM need not be told: nothing it knows of changes, and it holds what the row says."""
+        return self.changed is not None and set(self.changed) <= {"name"}
 
 
 class ResetSpend(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

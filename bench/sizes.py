@@ -18,7 +18,7 @@ from bench.stage import FUNCTIONS, INTERPRETER, Stage, running_stage
 MEMORY_MEGABYTES = (256, 512, 1024, WHOLE_PROCESSOR_MEGABYTES)
 _STARTS = 2
 _REQUESTS = 25
-# In which a share that was used up is given out anew: two requests of one environment rarely come without a pause.
+# In which a share that was used up is given out anew. Requests that follow on one another without a pause would wait for that.
 _PAUSE_SECONDS = 0.025
 
 

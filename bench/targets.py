@@ -100,6 +100,6 @@ def show(targets: Sequence[Target]) -> str:
         ["target", "at most", "measured", ""],
         [(one.name, one.at_most, one.measured, "met" if one.is_met else "NOT MET") for one in targets],
     )
-    if any(one.name.startswith("delete: processor time") and not one.is_met for one in targets):
-        return f"{table}\n\nWhy a delete does not reach its processor time: docs/decisions.md, under Speed."
+    if any("processor time" in one.name and not one.is_met for one in targets):
+        return f"{table}\n\nWhere the processor time goes that is above its target: docs/decisions.md, under Speed."
     return table

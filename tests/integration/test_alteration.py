@@ -342,3 +342,26 @@ def test_reset_of_spend_outlives_a_page_of_spend_that_was_asked_for_before(servi
 
     assert spend_after_page_asked_for_at(before) == 0
     assert spend_after_page_asked_for_at(service.value("SELECT now()")) == 9
+
+
+def test_of_a_key_whose_other_settings_litellm_will_not_take_is_made(service: Service):
+    """Others write rows, too; that LiteLLM refuses one of their values must not undo in the row what it has stored."""
+    key_id = service.create().id
+    service.rows("UPDATE api_keys SET budget_duration = '1y' WHERE id = %s", [key_id])
+
+    updated = service.update(key_id, tpm_limit=5)
+
+    assert updated.key.tpm_limit == 5
+    assert tpm_limits(service, key_id) == (5, 5)
+    assert service.traces(key_id).operations == UPDATED
+    assert service.gateway_key(service.token_hash(key_id))["budget_duration"] is None
+
+
+def test_of_the_name_leaves_what_has_to_be_compared(service: Service):
+    """After the drain, and before settling has compared."""
+    key_id = service.create().id
+    service.rows("UPDATE api_key_tokens SET settings_unsafe_until = now() - interval '1 second'")
+
+    service.alteration().update(caller(), str(key_id), KeyChanges(name="renamed"), deadline=Deadline(20))
+
+    assert unsafe_until(service, key_id) is not None

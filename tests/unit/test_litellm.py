@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from keyservice.derivation import DerivedSecret
@@ -703,12 +704,10 @@ class TestChange:
         name="changed",
         tpm_limit=5,
         max_budget=7.0,
-        soft_budget=2.0,
         budget_duration="30d",
         metadata={"a": 1},
         expires_at=datetime(2033, 3, 3, tzinfo=UTC),
     )
-    # As /key/update answers: without the soft budget.
     STORED = {
         "token": DERIVED.token_hash,
         "models": ["gpt-4o"],
@@ -719,16 +718,19 @@ class TestChange:
         "expires": "2033-03-03T00:00:00Z",
     }
 
-    def carry_out(self, litellm: LiteLLM, changed: list[str] | None) -> bool:
+    def carry_out(
+        self, litellm: LiteLLM, changed: list[str], *, is_rest_known: bool = True, settings: KeySettings = WANTED
+    ) -> bool:
         update = PendingUpdate(
             operation_id=KEY_ID,
             epoch=1,
             api_key_id=KEY_ID,
-            settings=self.WANTED,
+            settings=settings,
             remaining_seconds=3600,
             tokens=[DERIVED.token_hash],
             resets_spend=False,
             changed=changed,
+            is_rest_known=is_rest_known,
         )
         return litellm.carry_out(update, deadline=Deadline(5))
 
@@ -755,18 +757,79 @@ class TestChange:
 
     @pytest.mark.parametrize(
         "changed",
-        [None, [], ["metadata"], ["tpm_limit", "tags"], ["model_rpm_limit"], ["model_tpm_limit"], ["soft_budget"]],
+        [
+            ["metadata"],
+            ["tpm_limit", "tags"],
+            ["model_rpm_limit"],
+            ["model_tpm_limit"],
+            ["soft_budget"],
+            ["budget_duration"],
+        ],
         ids=str,
     )
-    def test_reads_first_where_the_rest_has_to_be_known(
-        self, litellm: LiteLLM, scripted: ScriptedServer, changed: list[str] | None
+    def test_reads_first_what_cannot_be_sent_by_itself(
+        self, litellm: LiteLLM, scripted: ScriptedServer, changed: list[str]
     ):
-        info = {**self.STORED, "litellm_budget_table": {"soft_budget": 2.0}}
-        scripted.will_answer(200, {"info": info})
+        scripted.will_answer(200, {"info": self.STORED})
 
         assert self.carry_out(litellm, changed) is True
 
         assert [asked.method for asked in scripted.asked] == ["GET"]
+
+    def test_reads_first_where_nobody_knows_what_litellm_holds(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {"info": self.STORED})
+
+        assert self.carry_out(litellm, ["tpm_limit"], is_rest_known=False) is True
+
+        assert [asked.method for asked in scripted.asked] == ["GET"]
+
+    def test_reads_first_where_there_is_a_soft_budget(self, litellm: LiteLLM, scripted: ScriptedServer):
+        settings = msgspec.structs.replace(self.WANTED, soft_budget=2.0)
+        scripted.will_answer(200, {"info": {**self.STORED, "litellm_budget_table": {"soft_budget": 2.0}}})
+
+        assert self.carry_out(litellm, ["tpm_limit"], settings=settings) is True
+
+        assert [asked.method for asked in scripted.asked] == ["GET"]
+
+    def test_ends_a_soft_budget_that_should_not_be_there(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {**self.STORED, "budget_id": "b"})
+        scripted.will_answer(200, {"info": {**self.STORED, "litellm_budget_table": {"soft_budget": 2.0}}})
+        scripted.will_answer(200, {**self.STORED, "budget_id": "b"})
+        scripted.will_answer(200, {"info": {**self.STORED, "litellm_budget_table": {"soft_budget": None}}})
+
+        assert self.carry_out(litellm, ["tpm_limit"]) is True
+
+        assert scripted.asked[2].body["soft_budget"] is None
+
+    @pytest.mark.parametrize("is_rest_known", [True, False], ids=["at once", "after the process died"])
+    @pytest.mark.parametrize(
+        "refusal",
+        [own_error(400, kind="auth_error", message="budget_duration"), own_error(403, kind="auth_error")],
+        ids=["a refusal", "trouble"],
+    )
+    def test_that_is_made_stays_made_when_litellm_will_not_take_what_else_differs(
+        self, litellm: LiteLLM, scripted: ScriptedServer, refusal: Any, *, is_rest_known: bool
+    ):
+        differs = {**self.STORED, "budget_duration": None}
+        if is_rest_known:
+            scripted.will_answer(200, differs)
+        scripted.will_answer(200, {"info": differs})
+        scripted.will_answer(int(refusal["error"]["code"]), refusal)
+
+        assert self.carry_out(litellm, ["tpm_limit", "max_budget"], is_rest_known=is_rest_known) is True
+
+    def test_that_is_made_is_not_over_while_the_rest_may_still_be_carried_out(
+        self, litellm: LiteLLM, scripted: ScriptedServer
+    ):
+        differs = {**self.STORED, "budget_duration": None}
+        scripted.will_answer(200, differs)
+        scripted.will_answer(200, {"info": differs})
+        scripted.will_answer(500, own_error(500))
+
+        with pytest.raises(GatewayUnavailable) as caught:
+            self.carry_out(litellm, ["tpm_limit"])
+
+        assert caught.value.may_still_happen is True
 
     @pytest.mark.parametrize(
         "otherwise", [{"max_budget": 8.0}, {"metadata": {}}, {"expires": None}, {"models": []}], ids=str
@@ -776,7 +839,7 @@ class TestChange:
     ):
         differs = {**self.STORED, **otherwise}
         scripted.will_answer(200, differs)
-        scripted.will_answer(200, {"info": {**differs, "litellm_budget_table": {"soft_budget": 2.0}}})
+        scripted.will_answer(200, {"info": differs})
         scripted.will_answer(200, self.STORED)
 
         assert self.carry_out(litellm, ["tpm_limit"]) is True
@@ -791,7 +854,7 @@ class TestChange:
     def test_that_is_refused_is_refused_once_the_key_was_read_unchanged(
         self, litellm: LiteLLM, scripted: ScriptedServer
     ):
-        before = {"info": {**self.STORED, "tpm_limit": 4, "litellm_budget_table": {"soft_budget": 2.0}}}
+        before = {"info": {**self.STORED, "tpm_limit": 4}}
         refusal = own_error(400, kind="auth_error", message="tpm_limit")
         for answer in ((400, refusal), (200, before), (400, refusal), (200, before)):
             scripted.will_answer(*answer)

@@ -110,7 +110,8 @@ told AS (
     SELECT
         t.hash,
         -- Something unanswered may still be carried out: a change, or the correction of a resumed create.
-        coalesce(t.settings_unsafe_until > now(), false) OR coalesce(t.unsafe_until > now(), false) AS is_unsafe
+        -- A mark whose time is over still stands for what has to be compared.
+        t.settings_unsafe_until IS NOT NULL OR coalesce(t.unsafe_until > now(), false) AS is_unsafe
     FROM api_key_tokens AS t
     JOIN target ON target.id = t.api_key_id
     WHERE t.state IN ('live', 'retiring')
@@ -188,10 +189,8 @@ SELECT
     to_jsonb(standing) AS standing, verdict.word AS verdict, target.entity_tag, broken.rules AS broken_rules,
     operation.id AS operation_id, operation.epoch, operation.api_key_id, operation.request,
     floor(extract(epoch FROM (operation.request ->> 'expires_at')::timestamptz - now()))::bigint AS remaining_seconds,
-    -- Only when LiteLLM is known to hold what the row says.
-    CASE WHEN operation.earlier_answered AND operation.request ->> 'reason' IS NULL
-        THEN ARRAY(SELECT jsonb_object_keys(operation.request -> 'new'))
-    END AS changed,
+    ARRAY(SELECT jsonb_object_keys(operation.request -> 'new')) AS changed,
+    operation.earlier_answered AND operation.request ->> 'reason' IS NULL AS is_rest_known,
     (SELECT coalesce(jsonb_agg(t.hash), '[]') FROM (SELECT hash FROM told UNION SELECT hash FROM adopted) AS t) AS tokens
 FROM standing
 LEFT JOIN target ON true

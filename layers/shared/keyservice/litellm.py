@@ -6,7 +6,7 @@ Facts are of LiteLLM 1.106.0. After generate only hashes travel: LiteLLM takes t
 import math
 import re
 import ssl
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from functools import cache
@@ -48,14 +48,14 @@ _PERMISSIONS = {
 }
 # Of a key's metadata: what the settings say, where LiteLLM keeps it.
 _SET_IN_METADATA = ("user", "tags", "model_rpm_limit", "model_tpm_limit")
-# The settings that an update can change without knowing the others, with LiteLLM's names; null: it has none of it. What is part
-# of metadata, which LiteLLM replaces as a whole, is not among them, nor the soft budget, which it does not tell.
+# The settings that an update can change without knowing the others, with LiteLLM's names; None: it has none of it. What is part
+# of metadata, which LiteLLM replaces as a whole, is not among them, nor the soft budget, which it does not tell, nor a budget's
+# window, which begins anew when LiteLLM is told what it holds already.
 _SENT_BY_ITSELF = {
     "name": None,
     "models": "models",
     "expires_at": "duration",
     "max_budget": "max_budget",
-    "budget_duration": "budget_duration",
     "tpm_limit": "tpm_limit",
     "rpm_limit": "rpm_limit",
     "max_parallel_requests": "max_parallel_requests",
@@ -299,7 +299,13 @@ class LiteLLM:
             self.reset_spend(token_hash, deadline=deadline)
             if update.resets_spend
             else self._change(token_hash, update, deadline=deadline)
-            or self.conform(token_hash, update.settings, remaining_seconds=update.remaining_seconds, deadline=deadline)
+            or self.conform(
+                token_hash,
+                update.settings,
+                remaining_seconds=update.remaining_seconds,
+                changed=update.changed,
+                deadline=deadline,
+            )
             for token_hash in update.tokens
         )
 
@@ -307,7 +313,11 @@ class LiteLLM:
         """Sends what changes and nothing else, where LiteLLM is believed to hold the rest. True when its answer, which is the
         key as it is stored, shows all that the settings say; otherwise nothing is proven, and `conform` finds out. Raises
         GatewayUnavailable when nobody can tell whether LiteLLM did anything."""
-        if update.changed is None or not update.changed or not set(update.changed) <= _SENT_BY_ITSELF.keys():
+        if (
+            not update.is_rest_known
+            or not set(update.changed) <= _SENT_BY_ITSELF.keys()
+            or update.settings.soft_budget is not None
+        ):
             return False
         wanted = {
             **_limits(update.settings),
@@ -317,18 +327,25 @@ class LiteLLM:
         body = {"key": token_hash, **{name: wanted[name] for name in names}}
         answer = self._call("POST", "/key/update", body=body, deadline=deadline)
         if answer.status_code == 200 and _json(answer).get("token") == token_hash:
-            # Its answer does not tell the soft budget, which this has left alone.
-            stored = _gateway_key({**_json(answer), "soft_budget": update.settings.soft_budget})
-            return not stored.deviates_by(update.settings)
+            stored = _gateway_key(_json(answer))
+            # A soft budget is not told here, only whether there may be one.
+            return _json(answer).get("budget_id") is None and not stored.deviates_by(update.settings)
         if answer.status_code in (400, 403, 404, 422) and _did_nothing(answer):
             return False
         raise _trouble("key/update", answer)
 
     def conform(
-        self, token_hash: str, settings: KeySettings, *, remaining_seconds: int | None, deadline: Deadline
+        self,
+        token_hash: str,
+        settings: KeySettings,
+        *,
+        remaining_seconds: int | None,
+        changed: Sequence[str] = (),
+        deadline: Deadline,
     ) -> bool:
         """Makes the key what the settings say and reads back that LiteLLM has stored it; one that is so already is left
-        alone. False when LiteLLM has no such key.
+        alone. False when LiteLLM has no such key. Where LiteLLM has already made all that was to be `changed` (by the row's
+        names) and will not take the rest, which somebody else made differ, the change is made; the rest is for reconcile.
 
         Raises GatewayRefused when LiteLLM will not and the key is as it was, GatewayUnavailable when nobody can tell.
         """
@@ -338,14 +355,23 @@ class LiteLLM:
         if "keyservice" not in found.metadata:
             # What LiteMaaS wrote into a key of its own and not into the row stays.
             settings = msgspec.structs.replace(settings, lite_llm_team_id=found.team_id)
-        if not found.deviates_by(settings):
+        deviations = found.deviates_by(settings)
+        if not deviations:
             return True
+        wanted = {"expires" if name == "expires_at" else name for name in changed if name != "name"}
+        is_made = bool(wanted) and wanted.isdisjoint(deviations)
         try:
             stored = self.update(found, settings, remaining_seconds=remaining_seconds, deadline=deadline)
+        except GatewayUnavailable as trouble:
+            if is_made and not trouble.may_still_happen:
+                return True
+            raise
         except GatewayRefused as refused:
+            if is_made:
+                return True
             # Answers with a broken database look alike: only a key that can be read, and is as it was, was refused.
             again = self.find(token_hash, deadline=deadline)
-            if again is None or again.deviates_by(settings) != found.deviates_by(settings):
+            if again is None or again.deviates_by(settings) != deviations:
                 raise GatewayUnavailable("key/update: refused, and changed", may_still_happen=True) from refused
             raise
         if found.soft_budget != settings.soft_budget:

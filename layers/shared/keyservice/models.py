@@ -242,13 +242,15 @@ class PendingUpdate(msgspec.Struct, frozen=True, kw_only=True):
     remaining_seconds: int | None
     tokens: list[str]
     resets_spend: bool
-    changed: list[str] | None = None
-    """The settings that LiteLLM is not known to hold already; None when nobody knows what it holds."""
+    changed: list[str]
+    """Which of the settings are to change, by the row's names."""
+    is_rest_known: bool = False
+    """Whether LiteLLM is known to hold what the row says."""
 
     @property
     def is_known_to_gateway(self) -> bool:
-        """Whether LiteLLM need not be told: nothing it knows of changes, and it holds what the row says."""
-        return self.changed is not None and set(self.changed) <= {"name"}
+        """Whether LiteLLM need not be told: nothing that it knows of changes."""
+        return self.is_rest_known and set(self.changed) <= {"name"}
 
 
 class ResetSpend(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

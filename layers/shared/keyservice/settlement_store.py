@@ -38,6 +38,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
             remaining_seconds=settings.expires_at and int((settings.expires_at - datetime.now(UTC)).total_seconds()),
             tokens=[token.hash for token in self.tokens],
             resets_spend=self.request.get("reason") == "resetSpend",
+            changed=list(self.request.get("new", ())),
         )
 
 

@@ -357,6 +357,73 @@ def test_of_a_key_whose_other_settings_litellm_will_not_take_is_made(service: Se
     assert service.gateway_key(service.token_hash(key_id))["budget_duration"] is None
 
 
+class TestOfSeveralSecrets:
+    """The current one, and an earlier one whose grace runs. Their hashes come in either order, so four keys each."""
+
+    @pytest.fixture
+    def rotated(self, service: Service) -> list[tuple[UUID, str, str]]:
+        """The keys, each with the hashes of its earlier and its current secret."""
+
+        def rotated() -> tuple[UUID, str, str]:
+            key_id = service.create().id
+            earlier = service.token_hash(key_id)
+            service.rotate(key_id, grace_seconds=3600)
+            return key_id, earlier, service.value("SELECT key_hash FROM api_keys WHERE id = %s", [key_id])
+
+        return [rotated() for _ in range(4)]
+
+    def end_in_litellm(self, service: Service, token_hash: str) -> None:
+        service._ask("POST", "/key/delete", body={"keys": [token_hash]})
+
+    def test_changes_both(self, service: Service, rotated: list[tuple[UUID, str, str]]):
+        for key_id, earlier, current in rotated:
+            service.update(key_id, tpm_limit=5)
+
+            assert [service.gateway_key(token)["tpm_limit"] for token in (earlier, current)] == [5, 5]
+
+    def test_does_not_miss_the_earlier_one(self, service: Service, rotated: list[tuple[UUID, str, str]]):
+        for key_id, earlier, current in rotated:
+            self.end_in_litellm(service, earlier)
+
+            assert service.update(key_id, tpm_limit=5).key.tpm_limit == 5
+
+            assert service.gateway_key(current)["tpm_limit"] == 5
+
+    def test_of_which_the_current_one_is_gone_says_so(self, service: Service, rotated: list[tuple[UUID, str, str]]):
+        for key_id, _, current in rotated:
+            self.end_in_litellm(service, current)
+
+            with pytest.raises(InvalidRequest, match="no such key any more"):
+                service.update(key_id, tpm_limit=5)
+
+            assert service.value("SELECT tpm_limit FROM api_keys WHERE id = %s", [key_id]) is None
+
+    def test_settles_without_the_earlier_one(self, service: Service, rotated: list[tuple[UUID, str, str]]):
+        for key_id, earlier, _ in rotated:
+            self.end_in_litellm(service, earlier)
+            begin(service, key_id, tpm_limit=5)
+        service.let_time_pass()
+
+        assert service.settle().settled == len(rotated)
+
+        for key_id, _, current in rotated:
+            assert service.value("SELECT tpm_limit FROM api_keys WHERE id = %s", [key_id]) == 5
+            assert service.gateway_key(current)["tpm_limit"] == 5
+
+
+def test_of_a_key_that_litemaas_gave_another_secret(service: Service):
+    """LiteMaaS regenerates: LiteLLM has the new secret instead of the one that we know, and the row says so."""
+    key_id = service.create().id
+    known = service.token_hash(key_id)
+    given = service.make_gateway_key("sk-given-by-litemaas", models=["gpt-4o"])
+    service.rows("UPDATE api_keys SET key_hash = %s WHERE id = %s", [given, key_id])
+    service._ask("POST", "/key/delete", body={"keys": [known]})
+
+    assert service.update(key_id, tpm_limit=5).key.tpm_limit == 5
+
+    assert service.gateway_key(given)["tpm_limit"] == 5
+
+
 def test_of_the_name_leaves_what_has_to_be_compared(service: Service):
     """After the drain, and before settling has compared."""
     key_id = service.create().id

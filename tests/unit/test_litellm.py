@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +24,7 @@ from tests.unit.scripted_server import MASTER_KEY, ScriptedServer
 KEY_ID = UUID("3f2504e0-4f89-41d3-9a0c-0305e82c3301")
 USER_ID = UUID("7d444840-9dc0-11d1-b245-5ffdce74fad2")
 DERIVED = DerivedSecret(bytes(range(32)))
+EARLIER_HASH = "e" * 64
 HTML = b"<html><body><h1>404 Not Found</h1></body></html>"
 
 
@@ -719,7 +720,13 @@ class TestChange:
     }
 
     def carry_out(
-        self, litellm: LiteLLM, changed: list[str], *, is_rest_known: bool = True, settings: KeySettings = WANTED
+        self,
+        litellm: LiteLLM,
+        changed: list[str],
+        *,
+        is_rest_known: bool = True,
+        settings: KeySettings = WANTED,
+        tokens: Sequence[str] = (DERIVED.token_hash,),
     ) -> bool:
         update = PendingUpdate(
             operation_id=KEY_ID,
@@ -727,7 +734,7 @@ class TestChange:
             api_key_id=KEY_ID,
             settings=settings,
             remaining_seconds=3600,
-            tokens=[DERIVED.token_hash],
+            tokens=list(tokens),
             resets_spend=False,
             changed=changed,
             is_rest_known=is_rest_known,
@@ -850,6 +857,19 @@ class TestChange:
         scripted.will_answer(404, own_error(404))
 
         assert self.carry_out(litellm, ["tpm_limit"]) is False
+
+    def test_that_is_refused_for_an_earlier_secret_leaves_the_current_one(
+        self, litellm: LiteLLM, scripted: ScriptedServer
+    ):
+        before = {"info": {**self.STORED, "token": EARLIER_HASH, "tpm_limit": 4}}
+        refusal = own_error(400, kind="auth_error", message="tpm_limit")
+        for answer in ((400, refusal), (200, before), (400, refusal), (200, before)):
+            scripted.will_answer(*answer)
+
+        with pytest.raises(GatewayRefused):
+            self.carry_out(litellm, ["tpm_limit"], tokens=[EARLIER_HASH, DERIVED.token_hash])
+
+        assert {asked.body["key"] for asked in scripted.asked if asked.method == "POST"} == {EARLIER_HASH}
 
     def test_that_is_refused_is_refused_once_the_key_was_read_unchanged(
         self, litellm: LiteLLM, scripted: ScriptedServer

@@ -191,7 +191,10 @@ SELECT
     floor(extract(epoch FROM (operation.request ->> 'expires_at')::timestamptz - now()))::bigint AS remaining_seconds,
     ARRAY(SELECT jsonb_object_keys(operation.request -> 'new')) AS changed,
     operation.earlier_answered AND operation.request ->> 'reason' IS NULL AS is_rest_known,
-    (SELECT coalesce(jsonb_agg(t.hash), '[]') FROM (SELECT hash FROM told UNION SELECT hash FROM adopted) AS t) AS tokens
+    (
+        SELECT coalesce(jsonb_agg(t.hash ORDER BY t.hash = target.key_hash), '[]')
+        FROM (SELECT hash FROM told UNION SELECT hash FROM adopted) AS t
+    ) AS tokens
 FROM standing
 LEFT JOIN target ON true
 LEFT JOIN broken ON true

@@ -291,11 +291,12 @@ class LiteLLM:
         return _gateway_key({**answer, "soft_budget": found.soft_budget})
 
     def carry_out(self, update: PendingUpdate, *, deadline: Deadline) -> bool:
-        """Makes all of the key's tokens what the change says. False when LiteLLM lacks one, or there is none. Raises as
-        `conform` does. A key whose time is over is left to its expiry."""
+        """Makes all of the key's tokens what the change says, the current one last: whatever is refused, or missing, leaves
+        that one as the row is. False when LiteLLM lacks the current one, or there is none; earlier ones may be gone. Raises
+        as `conform` does. A key whose time is over is left to its expiry."""
         if update.remaining_seconds is not None and update.remaining_seconds < 1:
             return True
-        return bool(update.tokens) and all(
+        are_there = [
             self.reset_spend(token_hash, deadline=deadline)
             if update.resets_spend
             else self._change(token_hash, update, deadline=deadline)
@@ -307,7 +308,8 @@ class LiteLLM:
                 deadline=deadline,
             )
             for token_hash in update.tokens
-        )
+        ]
+        return bool(are_there) and are_there[-1]
 
     def _change(self, token_hash: str, update: PendingUpdate, *, deadline: Deadline) -> bool:
         """Sends what changes and nothing else, where LiteLLM is believed to hold the rest. True when its answer, which is the

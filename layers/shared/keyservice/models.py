@@ -241,6 +241,7 @@ class PendingUpdate(msgspec.Struct, frozen=True, kw_only=True):
     settings: KeySettings
     remaining_seconds: int | None
     tokens: list[str]
+    """The current one last; earlier ones may have left LiteLLM already."""
     resets_spend: bool
     changed: list[str]
     """Which of the settings are to change, by the row's names."""

@@ -101,9 +101,14 @@ SELECT
     claimed.id AS operation_id, claimed.epoch, claimed.kind, claimed.api_key_id, claimed.attempts, claimed.request,
     (
         SELECT coalesce(
-            jsonb_agg(jsonb_build_object('hash', t.hash, 'is_safe', coalesce(t.unsafe_until <= now(), true))), '[]'
+            jsonb_agg(
+                jsonb_build_object('hash', t.hash, 'is_safe', coalesce(t.unsafe_until <= now(), true))
+                ORDER BY t.hash = k.key_hash
+            ),
+            '[]'
         )
         FROM api_key_tokens AS t
+        LEFT JOIN api_keys AS k ON k.id = t.api_key_id
         WHERE t.api_key_id = claimed.api_key_id AND t.state <> 'dead'
         AND CASE claimed.kind
             WHEN 'delete' THEN true

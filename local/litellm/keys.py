@@ -5,7 +5,6 @@ import base64
 import math
 import re
 import secrets
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -282,7 +281,6 @@ def _changes(values: Row, *, row: Row) -> Row:
         except Unparsable as error:
             raise refused(400, str(error), "auth_error", "None") from error
     if "soft_budget" in values and (row["litellm_budget_table"] or values["soft_budget"] is not None):
-        changes["budget_id"] = row.get("budget_id") or str(uuid.uuid4())
         changes["litellm_budget_table"] = budget_table() | {"soft_budget": values["soft_budget"]}
     if moved := moved_into_metadata(values):
         changes["metadata"] = (changes.get("metadata", row["metadata"]) or {}) | moved

@@ -1,7 +1,6 @@
 """A key as LiteLLM stores and shows it."""
 
 import hashlib
-import uuid
 from datetime import UTC, datetime
 from typing import Any
 
@@ -68,7 +67,6 @@ def new_row(key: str, values: Row, *, created_by: str) -> Row:
         "allowed_routes": values.get("allowed_routes") or ROUTES_OF_KEY_TYPE[key_type or "default"],
         "key_type": key_type,
         "permissions": values.get("permissions") or {},
-        "budget_id": None if values.get("soft_budget") is None else str(uuid.uuid4()),
         "litellm_budget_table": (
             None if values.get("soft_budget") is None else budget_table() | {"soft_budget": values["soft_budget"]}
         ),

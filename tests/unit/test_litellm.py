@@ -528,6 +528,8 @@ FOUND = GatewayKey(
     token=DERIVED.token_hash,
     models=["o3"],
     budget_duration="30d",
+    tpm_limit=9,
+    expires=datetime(2033, 3, 3, tzinfo=UTC),
     soft_budget=2.0,
     metadata={"keyservice": {"mark": "lmk-0123456789ab"}, "user": {"a": 1}, "tags": ["old"], "of others": 1},
 )
@@ -539,7 +541,7 @@ class TestUpdate:
     ) -> GatewayKey:
         return litellm.update(found, settings, remaining_seconds=remaining_seconds, deadline=Deadline(5))
 
-    def test_sends_every_limit_and_clears_what_is_left_open(self, litellm: LiteLLM, scripted: ScriptedServer):
+    def test_sends_what_differs_and_clears_what_is_left_open(self, litellm: LiteLLM, scripted: ScriptedServer):
         scripted.will_answer(200, {"token": DERIVED.token_hash})
 
         self.update(
@@ -551,6 +553,7 @@ class TestUpdate:
                 metadata={"b": 2},
                 permissions={"allowEmbeddings": False},
                 model_rpm_limit={"gpt-4o": 1},
+                expires_at=datetime(2044, 4, 4, tzinfo=UTC),
             ),
             remaining_seconds=60,
         )
@@ -560,27 +563,47 @@ class TestUpdate:
         assert asked.body == {
             "key": DERIVED.token_hash,
             "models": ["gpt-4o"],
-            "max_budget": None,
             "soft_budget": None,
             "budget_duration": "365d",
             "tpm_limit": None,
             "rpm_limit": 7,
-            "max_parallel_requests": None,
             "permissions": {"allow_embeddings": False},
             "model_rpm_limit": {"gpt-4o": 1},
-            "model_tpm_limit": None,
             "metadata": {"keyservice": {"mark": "lmk-0123456789ab"}, "user": {"b": 2}, "of others": 1},
             "duration": "60s",
         }
 
-    def test_leaves_a_budgets_window_alone(self, litellm: LiteLLM, scripted: ScriptedServer):
+    def test_sends_of_the_metadata_what_differs(self, litellm: LiteLLM, scripted: ScriptedServer):
+        found = msgspec.structs.replace(FOUND, metadata={**FOUND.metadata, "model_rpm_limit": {"o3": 1}})
         scripted.will_answer(200, {"token": DERIVED.token_hash})
 
-        self.update(
-            litellm, KeySettings(models=["gpt-4o"], budget_duration="30d", soft_budget=2.0), remaining_seconds=None
+        litellm.update(
+            found,
+            KeySettings(models=["gpt-4o"], metadata={"a": 1}, tags=["new"]),
+            names=["tags"],
+            remaining_seconds=None,
+            deadline=Deadline(5),
         )
 
-        assert {"budget_duration", "soft_budget"} & scripted.asked[0].body.keys() == set()
+        assert scripted.asked[0].body == {
+            "key": DERIVED.token_hash,
+            "metadata": {**found.metadata, "tags": ["new"]},
+        }
+
+    def test_that_is_made_already_asks_nothing(self, litellm: LiteLLM, scripted: ScriptedServer):
+        settings = KeySettings(
+            models=["o3"],
+            budget_duration="30d",
+            tpm_limit=9,
+            expires_at=FOUND.expires,
+            soft_budget=2.0,
+            metadata={"a": 1},
+            tags=["old"],
+        )
+
+        assert self.update(litellm, settings, remaining_seconds=60) == FOUND
+
+        assert scripted.asked == []
 
     def test_of_a_key_that_never_expires_says_so(self, litellm: LiteLLM, scripted: ScriptedServer):
         scripted.will_answer(200, {"token": DERIVED.token_hash})
@@ -638,13 +661,35 @@ class TestUpdate:
         assert caught.value.may_still_happen is may_still_happen
 
 
-class TestConform:
+def carry_out(
+    litellm: LiteLLM,
+    settings: KeySettings,
+    *,
+    changed: Sequence[str],
+    is_rest_known: bool,
+    tokens: Sequence[str] = (DERIVED.token_hash,),
+) -> bool:
+    update = PendingUpdate(
+        operation_id=KEY_ID,
+        epoch=1,
+        api_key_id=KEY_ID,
+        settings=settings,
+        remaining_seconds=settings.expires_at and 3600,
+        tokens=list(tokens),
+        resets_spend=False,
+        changed=list(changed),
+        is_rest_known=is_rest_known,
+    )
+    return litellm.carry_out(update, deadline=Deadline(5))
+
+
+class TestCarryOutWhereNobodyKnowsWhatLiteLLMHolds:
     WANTED = KeySettings(models=["gpt-4o"], tpm_limit=5, metadata={"a": 1, "b": [True, {"c": 0.1}]})
     BEFORE = {"models": ["gpt-4o"], "tpm_limit": 4, "metadata": {"user": {"a": 1, "b": [True, {"c": 0.1}]}}}
     AFTER = {**BEFORE, "tpm_limit": 5}
 
     def conform(self, litellm: LiteLLM, settings: KeySettings = WANTED) -> bool:
-        return litellm.conform(DERIVED.token_hash, settings, remaining_seconds=None, deadline=Deadline(5))
+        return carry_out(litellm, settings, changed=["tpm_limit"], is_rest_known=False)
 
     def test_leaves_a_key_alone_that_is_so_already(self, litellm: LiteLLM, scripted: ScriptedServer):
         scripted.will_answer(200, {"info": self.AFTER})
@@ -660,6 +705,42 @@ class TestConform:
         assert self.conform(litellm) is True
 
         assert [asked.method for asked in scripted.asked] == ["GET", "POST"]
+        assert scripted.asked[1].body == {"key": DERIVED.token_hash, "tpm_limit": 5}
+
+    def test_makes_it_all_that_the_row_says(self, litellm: LiteLLM, scripted: ScriptedServer):
+        """An earlier change may have made it otherwise."""
+        scripted.will_answer(200, {"info": {**self.AFTER, "rpm_limit": 7}})
+        scripted.will_answer(200, {"token": DERIVED.token_hash, **self.AFTER})
+
+        assert self.conform(litellm) is True
+
+        assert scripted.asked[1].body == {"key": DERIVED.token_hash, "rpm_limit": None}
+
+    def test_leaves_it_in_its_team(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {"info": {**self.BEFORE, "team_id": "moved"}})
+        scripted.will_answer(200, {"token": DERIVED.token_hash, **self.AFTER, "team_id": "moved"})
+
+        assert self.conform(litellm, msgspec.structs.replace(self.WANTED, lite_llm_team_id="before")) is True
+
+        assert scripted.asked[1].body == {"key": DERIVED.token_hash, "tpm_limit": 5}
+
+    def test_leaves_what_litellm_will_not_take_and_nobody_asked_for(self, litellm: LiteLLM, scripted: ScriptedServer):
+        """LiteMaaS wrote it into the row."""
+        settings = msgspec.structs.replace(self.WANTED, budget_duration="1y", rpm_limit=7)
+        scripted.will_answer(200, {"info": self.BEFORE})
+        scripted.will_answer(400, own_error(400, kind="auth_error", message="budget_duration"))
+        scripted.will_answer(200, {"token": DERIVED.token_hash, **self.AFTER, "rpm_limit": 7})
+
+        assert self.conform(litellm, settings) is True
+
+        assert scripted.asked[2].body == {"key": DERIVED.token_hash, "tpm_limit": 5, "rpm_limit": 7}
+
+    def test_of_which_nothing_is_left_that_litellm_takes_is_over(self, litellm: LiteLLM, scripted: ScriptedServer):
+        settings = msgspec.structs.replace(self.WANTED, budget_duration="1y")
+        scripted.will_answer(200, {"info": self.AFTER})
+        scripted.will_answer(400, own_error(400, kind="auth_error", message="budget_duration"))
+
+        assert self.conform(litellm, settings) is True
 
     def test_asks_once_more_for_a_soft_budget(self, litellm: LiteLLM, scripted: ScriptedServer):
         settings = KeySettings(models=["gpt-4o"], soft_budget=3.0)
@@ -699,7 +780,7 @@ class TestConform:
             self.conform(litellm)
 
 
-class TestChange:
+class TestCarryOutWhereTheRestIsKnown:
     WANTED = KeySettings(
         models=["gpt-4o"],
         name="changed",
@@ -719,27 +800,8 @@ class TestChange:
         "expires": "2033-03-03T00:00:00Z",
     }
 
-    def carry_out(
-        self,
-        litellm: LiteLLM,
-        changed: list[str],
-        *,
-        is_rest_known: bool = True,
-        settings: KeySettings = WANTED,
-        tokens: Sequence[str] = (DERIVED.token_hash,),
-    ) -> bool:
-        update = PendingUpdate(
-            operation_id=KEY_ID,
-            epoch=1,
-            api_key_id=KEY_ID,
-            settings=settings,
-            remaining_seconds=3600,
-            tokens=list(tokens),
-            resets_spend=False,
-            changed=changed,
-            is_rest_known=is_rest_known,
-        )
-        return litellm.carry_out(update, deadline=Deadline(5))
+    def carry_out(self, litellm: LiteLLM, changed: list[str], *, settings: KeySettings = WANTED) -> bool:
+        return carry_out(litellm, settings, changed=changed, is_rest_known=True)
 
     @pytest.mark.parametrize(
         ("changed", "sent"),
@@ -763,95 +825,64 @@ class TestChange:
         ]
 
     @pytest.mark.parametrize(
-        "changed",
+        ("column", "names", "left_alone"),
         [
-            ["metadata"],
-            ["tpm_limit", "tags"],
-            ["model_rpm_limit"],
-            ["model_tpm_limit"],
-            ["soft_budget"],
-            ["budget_duration"],
+            ("metadata", {"metadata"}, {"tags": ["theirs"]}),
+            ("tags", {"metadata"}, {"user": {"theirs": 1}}),
+            ("model_rpm_limit", {"metadata"}, {"user": {"theirs": 1}}),
+            ("model_tpm_limit", {"metadata"}, {"user": {"theirs": 1}}),
+            ("soft_budget", {"soft_budget"}, {}),
+            ("budget_duration", {"budget_duration"}, {}),
         ],
-        ids=str,
     )
     def test_reads_first_what_cannot_be_sent_by_itself(
-        self, litellm: LiteLLM, scripted: ScriptedServer, changed: list[str]
+        self, litellm: LiteLLM, scripted: ScriptedServer, column: str, names: set[str], left_alone: dict[str, Any]
     ):
-        scripted.will_answer(200, {"info": self.STORED})
-
-        assert self.carry_out(litellm, changed) is True
-
-        assert [asked.method for asked in scripted.asked] == ["GET"]
-
-    def test_reads_first_where_nobody_knows_what_litellm_holds(self, litellm: LiteLLM, scripted: ScriptedServer):
-        scripted.will_answer(200, {"info": self.STORED})
-
-        assert self.carry_out(litellm, ["tpm_limit"], is_rest_known=False) is True
-
-        assert [asked.method for asked in scripted.asked] == ["GET"]
-
-    def test_reads_first_where_there_is_a_soft_budget(self, litellm: LiteLLM, scripted: ScriptedServer):
+        """And changes nothing else, though somebody has made it differ."""
+        ours = {"user": {"a": 0}, "tags": ["ours"], "model_rpm_limit": {"gpt-4o": 1}, "model_tpm_limit": {"gpt-4o": 1}}
+        before = {**self.STORED, "budget_duration": "1d", "max_budget": 8.0, "metadata": {**ours, **left_alone}}
+        after = {
+            **before,
+            "budget_duration": "30d",
+            "metadata": {"user": {"a": 1}, "tags": [], "model_rpm_limit": {}, "model_tpm_limit": {}},
+            "litellm_budget_table": {"soft_budget": 2.0},
+        }
         settings = msgspec.structs.replace(self.WANTED, soft_budget=2.0)
-        scripted.will_answer(200, {"info": {**self.STORED, "litellm_budget_table": {"soft_budget": 2.0}}})
+        scripted.will_answer(200, {"info": before})
+        scripted.will_answer(200, after)
+        scripted.will_answer(200, {"info": after})
 
-        assert self.carry_out(litellm, ["tpm_limit"], settings=settings) is True
+        assert self.carry_out(litellm, [column], settings=settings) is True
 
-        assert [asked.method for asked in scripted.asked] == ["GET"]
+        sent = scripted.asked[1].body
+        assert sent.keys() == {"key"} | names
+        assert left_alone.items() <= sent.get("metadata", {}).items()
 
-    def test_ends_a_soft_budget_that_should_not_be_there(self, litellm: LiteLLM, scripted: ScriptedServer):
-        scripted.will_answer(200, {**self.STORED, "budget_id": "b"})
-        scripted.will_answer(200, {"info": {**self.STORED, "litellm_budget_table": {"soft_budget": 2.0}}})
-        scripted.will_answer(200, {**self.STORED, "budget_id": "b"})
-        scripted.will_answer(200, {"info": {**self.STORED, "litellm_budget_table": {"soft_budget": None}}})
+    def test_leaves_alone_what_somebody_else_made_differ(self, litellm: LiteLLM, scripted: ScriptedServer):
+        scripted.will_answer(200, {**self.STORED, "max_budget": 8.0, "metadata": {}, "models": [], "team_id": "moved"})
 
         assert self.carry_out(litellm, ["tpm_limit"]) is True
 
-        assert scripted.asked[2].body["soft_budget"] is None
+        assert [asked.body for asked in scripted.asked] == [{"key": DERIVED.token_hash, "tpm_limit": 5}]
 
-    @pytest.mark.parametrize("is_rest_known", [True, False], ids=["at once", "after the process died"])
-    @pytest.mark.parametrize(
-        "refusal",
-        [own_error(400, kind="auth_error", message="budget_duration"), own_error(403, kind="auth_error")],
-        ids=["a refusal", "trouble"],
-    )
-    def test_that_is_made_stays_made_when_litellm_will_not_take_what_else_differs(
-        self, litellm: LiteLLM, scripted: ScriptedServer, refusal: Any, *, is_rest_known: bool
-    ):
-        differs = {**self.STORED, "budget_duration": None}
-        if is_rest_known:
-            scripted.will_answer(200, differs)
-        scripted.will_answer(200, {"info": differs})
-        scripted.will_answer(int(refusal["error"]["code"]), refusal)
-
-        assert self.carry_out(litellm, ["tpm_limit", "max_budget"], is_rest_known=is_rest_known) is True
-
-    def test_that_is_made_is_not_over_while_the_rest_may_still_be_carried_out(
-        self, litellm: LiteLLM, scripted: ScriptedServer
-    ):
-        differs = {**self.STORED, "budget_duration": None}
-        scripted.will_answer(200, differs)
-        scripted.will_answer(200, {"info": differs})
-        scripted.will_answer(500, own_error(500))
+    def test_that_the_answer_does_not_show_is_not_made(self, litellm: LiteLLM, scripted: ScriptedServer):
+        stored = {**self.STORED, "tpm_limit": 4}
+        scripted.will_answer(200, stored)
+        scripted.will_answer(200, {"info": stored})
+        scripted.will_answer(200, stored)
 
         with pytest.raises(GatewayUnavailable) as caught:
             self.carry_out(litellm, ["tpm_limit"])
 
-        assert caught.value.may_still_happen is True
+        assert caught.value.may_still_happen is False
 
-    @pytest.mark.parametrize(
-        "otherwise", [{"max_budget": 8.0}, {"metadata": {}}, {"expires": None}, {"models": []}], ids=str
-    )
-    def test_sets_all_right_when_the_answer_differs(
-        self, litellm: LiteLLM, scripted: ScriptedServer, otherwise: dict[str, Any]
-    ):
-        differs = {**self.STORED, **otherwise}
-        scripted.will_answer(200, differs)
-        scripted.will_answer(200, {"info": differs})
-        scripted.will_answer(200, self.STORED)
+    def test_of_the_name_alone_looks_whether_the_key_is_there(self, litellm: LiteLLM, scripted: ScriptedServer):
+        """When it is settled: a request does not even ask."""
+        scripted.will_answer(200, {"info": {**self.STORED, "max_budget": 8.0}})
 
-        assert self.carry_out(litellm, ["tpm_limit"]) is True
+        assert self.carry_out(litellm, ["name"]) is True
 
-        assert [asked.method for asked in scripted.asked] == ["POST", "GET", "POST"]
+        assert [asked.method for asked in scripted.asked] == ["GET"]
 
     def test_of_a_key_that_is_not_there_says_so(self, litellm: LiteLLM, scripted: ScriptedServer):
         scripted.will_answer(404, own_error(404))
@@ -867,7 +898,13 @@ class TestChange:
             scripted.will_answer(*answer)
 
         with pytest.raises(GatewayRefused):
-            self.carry_out(litellm, ["tpm_limit"], tokens=[EARLIER_HASH, DERIVED.token_hash])
+            carry_out(
+                litellm,
+                self.WANTED,
+                changed=["tpm_limit"],
+                is_rest_known=True,
+                tokens=[EARLIER_HASH, DERIVED.token_hash],
+            )
 
         assert {asked.body["key"] for asked in scripted.asked if asked.method == "POST"} == {EARLIER_HASH}
 

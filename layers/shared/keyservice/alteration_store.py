@@ -158,11 +158,12 @@ begun AS (
         %(operation_id)s, target.id, target.user_id,
         %(actor)s::jsonb || jsonb_build_object('user_id', standing.user_id), 'update',
         now() + make_interval(secs => %(lease_seconds)s), now() + make_interval(secs => %(lease_seconds)s),
-        allowed.request, allowed.request ->> 'name', target.key_prefix,
-        ARRAY(SELECT jsonb_array_elements_text(allowed.request -> 'models')),
-        NOT EXISTS (SELECT FROM told WHERE is_unsafe) AND gone.operations = 0
+        allowed.request || jsonb_build_object('is_rest_known', earlier.are_answered), allowed.request ->> 'name',
+        target.key_prefix, ARRAY(SELECT jsonb_array_elements_text(allowed.request -> 'models')), earlier.are_answered
     FROM allowed, target, standing
-    CROSS JOIN (SELECT count(*) AS operations FROM superseded) AS gone
+    CROSS JOIN (
+        SELECT NOT EXISTS (SELECT FROM told WHERE is_unsafe) AND count(*) = 0 AS are_answered FROM superseded
+    ) AS earlier
     RETURNING *
 ),
 marked AS (
@@ -190,7 +191,7 @@ SELECT
     operation.id AS operation_id, operation.epoch, operation.api_key_id, operation.request,
     floor(extract(epoch FROM (operation.request ->> 'expires_at')::timestamptz - now()))::bigint AS remaining_seconds,
     ARRAY(SELECT jsonb_object_keys(operation.request -> 'new')) AS changed,
-    operation.earlier_answered AND operation.request ->> 'reason' IS NULL AS is_rest_known,
+    (operation.request -> 'is_rest_known')::boolean AS is_rest_known,
     (
         SELECT coalesce(jsonb_agg(t.hash ORDER BY t.hash = target.key_hash), '[]')
         FROM (SELECT hash FROM told UNION SELECT hash FROM adopted) AS t
@@ -310,8 +311,8 @@ verdict AS (
         WHEN running.lease_until > now() OR running.kind <> 'update' OR running.request ->> 'reason' = 'resetSpend'
             THEN 'running'
         WHEN broken.rules IS NOT NULL THEN 'broken'
-        -- What is pending would be undone by the same values again.
-        WHEN changed.new = '{}' AND running.id IS NULL THEN 'unchanged'
+        -- What is pending would be undone by the same values again, and so would be what may still be carried out.
+        WHEN changed.new = '{}' AND running.id IS NULL AND NOT EXISTS (SELECT FROM told WHERE is_unsafe) THEN 'unchanged'
         ELSE 'begun'
     END AS word
     FROM target, wanted, changed, broken
@@ -539,7 +540,10 @@ WITH gate AS (
     RETURNING o.*
 ),
 answered AS (
-    UPDATE api_key_tokens AS t SET settings_unsafe_until = NULL, updated_at = now()
+    -- An earlier secret may have taken what the current one did not: it has to be compared.
+    UPDATE api_key_tokens AS t
+    SET settings_unsafe_until = CASE WHEN t.state = 'retiring' AND gate.request ->> 'reason' IS NULL THEN now() END,
+        updated_at = now()
     FROM gate
     WHERE t.api_key_id = gate.api_key_id AND gate.earlier_answered AND t.settings_unsafe_until IS NOT NULL
 ),

@@ -46,20 +46,23 @@ _PERMISSIONS = {
     "allowCompletions": "allow_completions",
     "allowEmbeddings": "allow_embeddings",
 }
-# Of a key's metadata: what the settings say, where LiteLLM keeps it.
-_SET_IN_METADATA = ("user", "tags", "model_rpm_limit", "model_tpm_limit")
-# The settings that an update can change without knowing the others, with LiteLLM's names; None: it has none of it. What is part
-# of metadata, which LiteLLM replaces as a whole, is not among them, nor the soft budget, which it does not tell, nor a budget's
-# window, which begins anew when LiteLLM is told what it holds already.
+# What is part of a key's metadata, and where LiteLLM keeps it there.
+_IN_METADATA = {
+    "metadata": "user",
+    "tags": "tags",
+    "model_rpm_limit": "model_rpm_limit",
+    "model_tpm_limit": "model_tpm_limit",
+}
+# What LiteLLM takes without a look at the key, and shows in its answer. Metadata it replaces as a whole, a soft budget it does
+# not show, and of a budget's window nobody should be told the length who has it already.
 _SENT_BY_ITSELF = {
-    "name": None,
-    "models": "models",
-    "expires_at": "duration",
-    "max_budget": "max_budget",
-    "tpm_limit": "tpm_limit",
-    "rpm_limit": "rpm_limit",
-    "max_parallel_requests": "max_parallel_requests",
-    "permissions": "permissions",
+    "models",
+    "expires",
+    "max_budget",
+    "tpm_limit",
+    "rpm_limit",
+    "max_parallel_requests",
+    "permissions",
 }
 _TIMED_OUT = (408, 499)  # somebody stopped waiting, which says nothing about the work
 _FIELD_NAMES = re.compile(rf"\b({'|'.join(_LITELLM_FIELDS)})\b")
@@ -264,122 +267,113 @@ class LiteLLM:
         raise _trouble("key/info", answer)
 
     def update(
-        self, found: GatewayKey, settings: KeySettings, *, remaining_seconds: int | None, deadline: Deadline
+        self,
+        found: GatewayKey,
+        settings: KeySettings,
+        *,
+        names: Sequence[str] | None = None,
+        remaining_seconds: int | None,
+        deadline: Deadline,
     ) -> GatewayKey:
-        """Makes LiteLLM's key, as /key/info told it, what the settings say; what they leave open is cleared. The key as
-        LiteLLM has stored it, its soft budget, which is not in the answer, as it was.
+        """Makes LiteLLM's key, as /key/info told it, what the settings say, or what they say of `names`, which are LiteLLM's;
+        what they leave open is cleared. The key as LiteLLM has stored it, its soft budget, which is not in the answer, as it
+        was.
 
-        What others keep in its metadata stays: LiteLLM replaces metadata as a whole. A budget's window and a team are only
-        sent when they change: LiteLLM would begin the one anew and ask for membership in the other. Raises GatewayRefused
-        when LiteLLM answered that it will not.
+        Only what differs is sent, and what others keep in its metadata stays: LiteLLM replaces metadata as a whole, begins a
+        budget's window anew whenever it is told its length, and asks for membership in a team that the key is in already.
+        Raises GatewayRefused when LiteLLM answered that it will not.
         """
-        others = {name: value for name, value in found.metadata.items() if name not in _SET_IN_METADATA}
-        body = {
-            "key": found.token,
+        differing = [name for name in found.deviates_by(settings) if names is None or name in names]
+        if not differing:
+            return found
+        wanted = {
             **_limits(settings),
-            "metadata": others | _metadata(settings),
             "soft_budget": settings.soft_budget,
+            "metadata": _metadata_beside(found, settings, names=differing),
             # null clears a limit; of `duration` it is "-1" that means never.
-            "duration": "-1" if remaining_seconds is None else f"{remaining_seconds}s",
+            "duration": _duration(remaining_seconds),
         }
-        unchanged = [
-            name
-            for name in ("budget_duration", "soft_budget", "team_id")
-            if msgspec.structs.asdict(found)[name] == body[name]
-        ]
-        answer = self._update({name: value for name, value in body.items() if name not in unchanged}, deadline=deadline)
+        sent = {"duration" if name == "expires" else "metadata" if name in _IN_METADATA else name for name in differing}
+        # LiteLLM moves these into the metadata that it is sent.
+        sent |= {name for name in ("model_rpm_limit", "model_tpm_limit") if name in differing and wanted[name]}
+        answer = self._update({"key": found.token, **{name: wanted[name] for name in sorted(sent)}}, deadline=deadline)
         return _gateway_key({**answer, "soft_budget": found.soft_budget})
 
     def carry_out(self, update: PendingUpdate, *, deadline: Deadline) -> bool:
         """Makes all of the key's tokens what the change says, the current one last: whatever is refused, or missing, leaves
-        that one as the row is. False when LiteLLM lacks the current one, or there is none; earlier ones may be gone. Raises
-        as `conform` does. A key whose time is over is left to its expiry."""
+        that one as the row is. False when LiteLLM lacks the current one, or there is none; earlier ones may be gone. A key
+        whose time is over is left to its expiry.
+
+        Raises GatewayRefused when LiteLLM will not and the key is as it was, GatewayUnavailable when nobody can tell.
+        """
         if update.remaining_seconds is not None and update.remaining_seconds < 1:
             return True
         are_there = [
             self.reset_spend(token_hash, deadline=deadline)
             if update.resets_spend
             else self._change(token_hash, update, deadline=deadline)
-            or self.conform(
-                token_hash,
-                update.settings,
-                remaining_seconds=update.remaining_seconds,
-                changed=update.changed,
-                deadline=deadline,
-            )
+            or self._conform(token_hash, update, deadline=deadline)
             for token_hash in update.tokens
         ]
         return bool(are_there) and are_there[-1]
 
     def _change(self, token_hash: str, update: PendingUpdate, *, deadline: Deadline) -> bool:
-        """Sends what changes and nothing else, where LiteLLM is believed to hold the rest. True when its answer, which is the
-        key as it is stored, shows all that the settings say; otherwise nothing is proven, and `conform` finds out. Raises
-        GatewayUnavailable when nobody can tell whether LiteLLM did anything."""
-        if (
-            not update.is_rest_known
-            or not set(update.changed) <= _SENT_BY_ITSELF.keys()
-            or update.settings.soft_budget is not None
-        ):
+        """Sends what changes, where nothing else of ours is under way. True when LiteLLM's answer, which is the key as it is
+        stored, shows it; otherwise nothing is proven. Raises GatewayUnavailable when nobody can tell whether LiteLLM did
+        anything."""
+        names = _names_of(update.changed)
+        if not update.is_rest_known or not names or not names <= _SENT_BY_ITSELF:
             return False
-        wanted = {
-            **_limits(update.settings),
-            "duration": "-1" if update.remaining_seconds is None else f"{update.remaining_seconds}s",
-        }
-        names = [name for column in update.changed if (name := _SENT_BY_ITSELF[column])]
-        body = {"key": token_hash, **{name: wanted[name] for name in names}}
-        answer = self._call("POST", "/key/update", body=body, deadline=deadline)
+        wanted = {**_limits(update.settings), "expires": _duration(update.remaining_seconds)}
+        body = {"duration" if name == "expires" else name: wanted[name] for name in sorted(names)}
+        answer = self._call("POST", "/key/update", body={"key": token_hash, **body}, deadline=deadline)
         if answer.status_code == 200 and _json(answer).get("token") == token_hash:
-            stored = _gateway_key(_json(answer))
-            # A soft budget is not told here, only whether there may be one.
-            return _json(answer).get("budget_id") is None and not stored.deviates_by(update.settings)
+            return names.isdisjoint(_gateway_key(_json(answer)).differences(update.settings))
         if answer.status_code in (400, 403, 404, 422) and _did_nothing(answer):
             return False
         raise _trouble("key/update", answer)
 
-    def conform(
-        self,
-        token_hash: str,
-        settings: KeySettings,
-        *,
-        remaining_seconds: int | None,
-        changed: Sequence[str] = (),
-        deadline: Deadline,
-    ) -> bool:
-        """Makes the key what the settings say and reads back that LiteLLM has stored it; one that is so already is left
-        alone. False when LiteLLM has no such key. Where LiteLLM has already made all that was to be `changed` (by the row's
-        names) and will not take the rest, which somebody else made differ, the change is made; the rest is for reconcile.
+    def _conform(self, token_hash: str, update: PendingUpdate, *, deadline: Deadline) -> bool:
+        """Reads the key, makes it what the change says and reads back that LiteLLM has stored it. False when LiteLLM has no
+        such key. Raises as `carry_out` does.
 
-        Raises GatewayRefused when LiteLLM will not and the key is as it was, GatewayUnavailable when nobody can tell.
+        While another change of ours may still have come true, the key becomes all that the row says; otherwise only what
+        changes. Its team stays in any case, and so does what LiteLLM will not take of the rest: somebody else wrote that.
         """
         found = self.find(token_hash, deadline=deadline)
         if found is None:
             return False
-        if "keyservice" not in found.metadata:
-            # What LiteMaaS wrote into a key of its own and not into the row stays.
-            settings = msgspec.structs.replace(settings, lite_llm_team_id=found.team_id)
-        deviations = found.deviates_by(settings)
-        if not deviations:
-            return True
-        wanted = {"expires" if name == "expires_at" else name for name in changed if name != "name"}
-        is_made = bool(wanted) and wanted.isdisjoint(deviations)
-        try:
-            stored = self.update(found, settings, remaining_seconds=remaining_seconds, deadline=deadline)
-        except GatewayUnavailable as trouble:
-            if is_made and not trouble.may_still_happen:
-                return True
-            raise
-        except GatewayRefused as refused:
-            if is_made:
-                return True
-            # Answers with a broken database look alike: only a key that can be read, and is as it was, was refused.
-            again = self.find(token_hash, deadline=deadline)
-            if again is None or again.deviates_by(settings) != deviations:
-                raise GatewayUnavailable("key/update: refused, and changed", may_still_happen=True) from refused
-            raise
-        if found.soft_budget != settings.soft_budget:
-            stored = self.find(token_hash, deadline=deadline)
-        if stored is None or stored.deviates_by(settings):
-            raise GatewayUnavailable("key/update: stored otherwise", may_still_happen=False)
+        settings = msgspec.structs.replace(update.settings, lite_llm_team_id=found.team_id)
+        changed = _names_of(update.changed)
+        not_taken: set[str] = set()
+
+        def lacking(key: GatewayKey) -> list[str]:
+            return [
+                name
+                for name in key.deviates_by(settings)
+                if name in changed or not (update.is_rest_known or name in not_taken)
+            ]
+
+        while names := lacking(found):
+            try:
+                stored: GatewayKey | None = self.update(
+                    found, settings, names=names, remaining_seconds=update.remaining_seconds, deadline=deadline
+                )
+            except GatewayRefused as refused:
+                others = {name for name in names if name not in changed and _field_of(name) in refused.fields}
+                if others:
+                    not_taken |= others
+                    continue
+                # Answers with a broken database look alike: only a key that can be read, and is as it was, was refused.
+                again = self.find(token_hash, deadline=deadline)
+                if again is None or again.deviates_by(settings) != found.deviates_by(settings):
+                    raise GatewayUnavailable("key/update: refused, and changed", may_still_happen=True) from refused
+                raise
+            if "soft_budget" in names:
+                stored = self.find(token_hash, deadline=deadline)
+            if stored is None or lacking(stored):
+                raise GatewayUnavailable("key/update: stored otherwise", may_still_happen=False)
+            break
         return True
 
     def reset_spend(self, token_hash: str, *, deadline: Deadline) -> bool:
@@ -703,6 +697,28 @@ def _limits(settings: KeySettings) -> dict[str, Any]:
 def _metadata(settings: KeySettings) -> dict[str, Any]:
     """LiteLLM counts spend by the tags of a key's metadata; as a field of their own they need a licence."""
     return {"user": settings.metadata, **({"tags": settings.tags} if settings.tags else {})}
+
+
+def _metadata_beside(found: GatewayKey, settings: KeySettings, *, names: Sequence[str]) -> dict[str, Any]:
+    """The key's metadata with what the settings say of `names`, and everything else as it is."""
+    replaced = {_IN_METADATA[name] for name in names if name in _IN_METADATA}
+    kept = {name: value for name, value in found.metadata.items() if name not in replaced}
+    return kept | {name: value for name, value in _metadata(settings).items() if name in replaced}
+
+
+def _names_of(columns: Sequence[str]) -> set[str]:
+    """LiteLLM's names of the row's columns; of a key's name it knows nothing."""
+    return {"expires" if column == "expires_at" else column for column in columns if column != "name"}
+
+
+def _field_of(name: str) -> str | None:
+    """The API's name of what LiteLLM calls so."""
+    return _LITELLM_FIELDS.get("duration" if name == "expires" else name)
+
+
+def _duration(remaining_seconds: int | None) -> str:
+    """For an update, where null would leave the expiry as it is."""
+    return "-1" if remaining_seconds is None else f"{remaining_seconds}s"
 
 
 def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ SYSTEM_USER = "00000000-0000-0000-0000-000000000001"
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     """An operation that is ours until its lease ends, and the tokens that LiteLLM has to forget for it, or of an update to
-    change. `request` as it was written, by whatever release."""
+    change, the current one last. `request` as it was written, by whatever release; of an update with the row's settings."""
 
     operation_id: UUID
     epoch: int
@@ -39,6 +39,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
             tokens=[token.hash for token in self.tokens],
             resets_spend=self.request.get("reason") == "resetSpend",
             changed=list(self.request.get("new", ())),
+            is_rest_known=self.request.get("is_rest_known", False),
         )
 
 
@@ -57,7 +58,8 @@ class JournalState(msgspec.Struct, frozen=True, kw_only=True):
 # goes on, unless its row has vanished: then it becomes the end of the key. Of a retirement the tokens go whose time is over,
 # of a delete all of them. The next attempt is set before this one begins, so that an operation that kills its settler cannot
 # hold up the others.
-_CLAIM_DUE = """/* claim_due */
+_CLAIM_DUE: LiteralString = (
+    """/* claim_due */
 WITH due AS (
     SELECT
         id,
@@ -98,26 +100,33 @@ marked AS (
     WHERE claimed.kind = 'update' AND t.api_key_id = claimed.api_key_id AND t.state IN ('live', 'retiring')
 )
 SELECT
-    claimed.id AS operation_id, claimed.epoch, claimed.kind, claimed.api_key_id, claimed.attempts, claimed.request,
+    claimed.id AS operation_id, claimed.epoch, claimed.kind, claimed.api_key_id, claimed.attempts,
+    -- What an update leaves alone is as the row is by now.
+    CASE WHEN claimed.kind = 'update' THEN claimed.request || """
+    + SETTINGS
+    + """ || coalesce(claimed.request -> 'new', '{}') ELSE claimed.request END AS request,
     (
-        SELECT coalesce(
-            jsonb_agg(
-                jsonb_build_object('hash', t.hash, 'is_safe', coalesce(t.unsafe_until <= now(), true))
-                ORDER BY t.hash = k.key_hash
-            ),
-            '[]'
-        )
-        FROM api_key_tokens AS t
-        LEFT JOIN api_keys AS k ON k.id = t.api_key_id
-        WHERE t.api_key_id = claimed.api_key_id AND t.state <> 'dead'
-        AND CASE claimed.kind
-            WHEN 'delete' THEN true
-            WHEN 'update' THEN t.state IN ('live', 'retiring')
-            WHEN 'retire' THEN t.state = 'retiring' AND t.valid_until <= now()
-            ELSE t.hash = claimed.token_hash
-        END
+        SELECT coalesce(jsonb_agg(to_jsonb(t) ORDER BY t.hash = k.key_hash), '[]')
+        FROM (
+            SELECT t.hash, coalesce(t.unsafe_until <= now(), true) AS is_safe
+            FROM api_key_tokens AS t
+            WHERE t.api_key_id = claimed.api_key_id AND t.state <> 'dead'
+            AND CASE claimed.kind
+                WHEN 'delete' THEN true
+                WHEN 'update' THEN t.state IN ('live', 'retiring')
+                WHEN 'retire' THEN t.state = 'retiring' AND t.valid_until <= now()
+                ELSE t.hash = claimed.token_hash
+            END
+            UNION ALL
+            -- LiteMaaS may have given the key another secret since.
+            SELECT k.key_hash, true
+            WHERE claimed.kind = 'update' AND k.key_hash ~ '^[0-9a-f]{64}$'
+            AND NOT EXISTS (SELECT FROM api_key_tokens AS t WHERE t.hash = k.key_hash)
+        ) AS t
     ) AS tokens
-FROM claimed"""
+FROM claimed
+LEFT JOIN api_keys AS k ON k.id = claimed.api_key_id"""
+)
 
 
 def claim_due(

@@ -28,6 +28,7 @@ ALL = [
     "0011_adoption",
     "0012_audit_filters",
     "0013_failures",
+    "0014_updates",
 ]
 TABLES = [
     "api_key_models",

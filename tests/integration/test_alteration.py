@@ -10,6 +10,7 @@ import pytest
 from keyservice import alteration_store, settlement_store, spend_store
 from keyservice.errors import (
     DatabaseUnavailable,
+    GatewayRefused,
     InvalidRequest,
     NotFound,
     OperationInProgress,
@@ -142,6 +143,49 @@ class TestUnsafeMark:
         assert unsafe_until(service, key_id) is None
         assert service.gateway_faults.calls_of("/key/update") == []
         assert service.traces(key_id).audits[1:] == [("API_KEY_UPDATE", False)] + [("API_KEY_UPDATE", True)] * 2
+
+    def test_of_an_earlier_attempt_lasts_no_longer_for_later_changes(self, service: Service):
+        """As often as somebody asks for the same again."""
+        key_id = service.create().id
+        service.gateway_faults.inject("/key/update", "reset_before")
+        with pytest.raises(OperationPending):
+            service.update(key_id, tpm_limit=5)
+        first = unsafe_until(service, key_id)
+
+        for tpm_limit in (6, 6, 7):
+            service.update(key_id, tpm_limit=tpm_limit)
+
+        assert unsafe_until(service, key_id) == first
+
+    def test_of_an_earlier_attempt_outlives_a_later_refusal(self, service: Service):
+        key_id = service.create().id
+        service.gateway_faults.inject("/key/update", "reset_after")
+        with pytest.raises(OperationPending):
+            service.update(key_id, max_budget=1000.0)
+        first = unsafe_until(service, key_id)
+        refusal = {"error": {"message": "rpm_limit", "type": "auth_error", "param": "None", "code": "400"}}
+        service.gateway_faults.inject("/key/update", "status", status=400, body=refusal)
+
+        with pytest.raises(GatewayRefused):
+            service.update(key_id, rpm_limit=7)
+
+        assert unsafe_until(service, key_id) == first
+        service.let_time_pass()
+        service.settle()
+        assert service.gateway_key(service.token_hash(key_id))["max_budget"] is None
+
+    def test_of_which_the_time_is_over_outlives_a_reset_of_spend(self, service: Service):
+        """Which compares no settings."""
+        key_id = service.create().id
+        service.gateway_faults.inject("/key/update", "reset_after")
+        with pytest.raises(OperationPending):
+            service.update(key_id, tpm_limit=5)
+        service.update(key_id, rpm_limit=7)
+        service.let_time_pass()
+
+        service.alteration().reset_spend(caller(), str(key_id), deadline=Deadline(20))
+
+        assert unsafe_until(service, key_id) is not None
 
     def test_remembers_the_correction_of_a_resumed_create(self, service: Service):
         """That one is an update too: carried out late it would bring the created key's settings back."""
@@ -418,6 +462,27 @@ class TestWhatElseDiffers:
         assert tpm_limits(service, key_id) == (5, 5)
         assert service.gateway_key(service.token_hash(key_id))["max_budget"] == 3
 
+    @pytest.mark.parametrize(
+        ("fault", "settings"), [("reset_after", {}), ("status", {"status": 429})], ids=["no answer", "another answer"]
+    )
+    def test_in_a_key_that_litemaas_made_stays(self, service: Service, fault: Any, settings: dict[str, Any]):
+        """LiteMaaS keeps there an expiry and a budget that its row has lost."""
+        key_id = service.create(model_ids=["gpt-4o"]).id
+        given = service.make_gateway_key("sk-made-by-litemaas", models=["gpt-4o"], max_budget=10, duration="30d")
+        service.rows("UPDATE api_keys SET key_hash = %s WHERE id = %s", [given, key_id])
+        service._ask("POST", "/key/delete", body={"keys": [service.token_hash(key_id)]})
+        service.gateway_faults.inject("/key/update", fault, **settings)
+        with pytest.raises(OperationPending):
+            service.update(key_id, tpm_limit=5)
+
+        service.update(key_id, tpm_limit=6)
+        service.let_time_pass()
+        service.settle()
+
+        stored = service.gateway_key(given)
+        assert (stored["tpm_limit"], stored["max_budget"]) == (6, 10)
+        assert stored["expires"] is not None
+
 
 def test_of_a_value_that_may_yet_be_undone_asks_litellm(service: Service):
     key_id = service.create().id
@@ -541,11 +606,18 @@ def test_of_a_key_that_litemaas_gave_another_secret(service: Service):
     assert service.gateway_key(given)["tpm_limit"] == 5
 
 
-def test_of_the_name_leaves_what_has_to_be_compared(service: Service):
-    """After the drain, and before settling has compared."""
+def test_of_the_name_compares_what_has_to_be_compared(service: Service):
+    """After the drain, and before settling has."""
     key_id = service.create().id
-    service.rows("UPDATE api_key_tokens SET settings_unsafe_until = now() - interval '1 second'")
+    service.gateway_faults.inject("/key/update", "reset_before")
+    with pytest.raises(OperationPending):
+        service.update(key_id, tpm_limit=5)
+    service.update(key_id, rpm_limit=7)
+    # The first one, late.
+    service._ask("POST", "/key/update", body={"key": service.token_hash(key_id), "tpm_limit": 5})
+    service.let_time_pass()
 
     service.alteration().update(caller(), str(key_id), KeyChanges(name="renamed"), deadline=Deadline(20))
 
-    assert unsafe_until(service, key_id) is not None
+    assert tpm_limits(service, key_id) == (None, None)
+    assert unsafe_until(service, key_id) is None

@@ -381,6 +381,24 @@ class TestDrift:
         assert audit["metadata"]["fields"] == fields
         assert set(audit["metadata"]) == {"userId", "tokenHash", "name", "keyPrefix", "fields"}
 
+    @pytest.mark.parametrize("refused", ["a team without its owner", "a value"])
+    def test_that_litellm_will_not_take_whole_is_corrected_as_far_as_it_will(
+        self, refused: str, reconciler: Reconciler, service: Service
+    ):
+        if refused == "a value":
+            token_hash = hash_of(service.create().key)
+            service.rows("UPDATE api_keys SET budget_duration = '1y'")
+        else:
+            token_hash = hash_of(service.create(team_id=str(service.make_team("alice"))).key)
+            reconciler.change(token_hash, team_id=None)
+        reconciler.change(token_hash, max_budget=1000, metadata={})
+
+        report = reconciler.run()
+
+        assert (report.healed, report.failed) == ({}, 1)
+        stored = service.gateway_key(token_hash)
+        assert (stored["max_budget"], stored["budget_duration"], stored["team_id"]) == (None, None, None)
+
     def test_is_no_other_order_of_the_models(self, reconciler: Reconciler, service: Service):
         issued = service.create(model_ids=["gpt-4o", "gpt-4o-mini"])
         reconciler.change(hash_of(issued.key), models=["gpt-4o-mini", "gpt-4o"])

@@ -14,7 +14,7 @@ from psycopg import sql
 
 import keyservice
 from keyservice.database import Statement
-from keyservice.errors import GatewayRefused
+from keyservice.errors import GatewayRefused, OperationPending
 from keyservice.models import Deadline, NewApiKey, Progress
 from keyservice.parameters import positional
 from tests.integration.service import Service, caller
@@ -289,6 +289,19 @@ class TestPlans:
         crowded.delete(key_id)
 
         for step in ("lock_own_key", "begin_delete", "release", "lock_key", "finish_delete"):
+            assert sequential_scans(crowded, step) == []
+
+    def test_change_is_done_by_index(self, crowded: Service):
+        """Also after one that was never answered, and of what may come late."""
+        key_id = crowded.create(rules={"max_active_keys": 1000}).id
+        crowded.gateway_faults.inject("/key/update", "reset_before")
+        with pytest.raises(OperationPending):
+            crowded.update(key_id, tpm_limit=5)
+        crowded.update(key_id, rpm_limit=7)
+        crowded.let_time_pass()
+        crowded.settle()
+
+        for step in ("lock_key_to_update", "begin_update", "finish_update", "begin_correction", "claim_due", "release"):
             assert sequential_scans(crowded, step) == []
 
     def test_what_administrators_change_is_done_by_index(self, crowded: Service):

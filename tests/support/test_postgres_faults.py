@@ -11,7 +11,6 @@ from typing import LiteralString
 
 import psycopg
 import pytest
-from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from local.postgres import PostgresServer
@@ -303,11 +302,21 @@ def test_a_server_that_ends_the_session_is_seen_as_such(
     connection: AnyConnection, postgres: PostgresServer, database_faults: PostgresProxy
 ):
     (own_pid,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (None,)
-    with psycopg.connect(postgres.admin_dsn("notes"), autocommit=True) as direct:
-        direct.execute(sql.SQL("SELECT pg_terminate_backend({})").format(own_pid))
+
+    def end_it_at_work() -> None:
+        """One that is idle may be met by the next request before it has told why."""
+        ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND query LIKE %s"
+        with psycopg.connect(postgres.admin_dsn("notes"), autocommit=True) as direct:
+            while direct.execute(ending, [own_pid, "SELECT pg_sleep%"]).fetchone() is None:
+                time.sleep(0.01)
+
+    ending = threading.Thread(target=end_it_at_work)
+    ending.start()
 
     with pytest.raises(psycopg.errors.AdminShutdown):
-        connection.execute("SELECT 1")
+        connection.execute("SELECT pg_sleep(30)")
+
+    ending.join()
 
 
 def test_many_connections_at_once_are_kept_apart(database_faults: PostgresProxy, postgres: PostgresServer, notes: str):

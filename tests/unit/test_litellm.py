@@ -666,7 +666,7 @@ def carry_out(
     settings: KeySettings,
     *,
     changed: Sequence[str],
-    is_rest_known: bool,
+    in_doubt: Sequence[str] = (),
     tokens: Sequence[str] = (DERIVED.token_hash,),
 ) -> bool:
     update = PendingUpdate(
@@ -678,18 +678,18 @@ def carry_out(
         tokens=list(tokens),
         resets_spend=False,
         changed=list(changed),
-        is_rest_known=is_rest_known,
+        in_doubt=list(in_doubt),
     )
     return litellm.carry_out(update, deadline=Deadline(5))
 
 
-class TestCarryOutWhereNobodyKnowsWhatLiteLLMHolds:
+class TestCarryOutOfWhatIsInDoubt:
     WANTED = KeySettings(models=["gpt-4o"], tpm_limit=5, metadata={"a": 1, "b": [True, {"c": 0.1}]})
     BEFORE = {"models": ["gpt-4o"], "tpm_limit": 4, "metadata": {"user": {"a": 1, "b": [True, {"c": 0.1}]}}}
     AFTER = {**BEFORE, "tpm_limit": 5}
 
     def conform(self, litellm: LiteLLM, settings: KeySettings = WANTED) -> bool:
-        return carry_out(litellm, settings, changed=["tpm_limit"], is_rest_known=False)
+        return carry_out(litellm, settings, changed=["tpm_limit"], in_doubt=["tpm_limit", "rpm_limit", "soft_budget"])
 
     def test_leaves_a_key_alone_that_is_so_already(self, litellm: LiteLLM, scripted: ScriptedServer):
         scripted.will_answer(200, {"info": self.AFTER})
@@ -707,40 +707,14 @@ class TestCarryOutWhereNobodyKnowsWhatLiteLLMHolds:
         assert [asked.method for asked in scripted.asked] == ["GET", "POST"]
         assert scripted.asked[1].body == {"key": DERIVED.token_hash, "tpm_limit": 5}
 
-    def test_makes_it_all_that_the_row_says(self, litellm: LiteLLM, scripted: ScriptedServer):
-        """An earlier change may have made it otherwise."""
-        scripted.will_answer(200, {"info": {**self.AFTER, "rpm_limit": 7}})
-        scripted.will_answer(200, {"token": DERIVED.token_hash, **self.AFTER})
+    def test_makes_what_is_in_doubt_as_the_row_says_and_nothing_else(self, litellm: LiteLLM, scripted: ScriptedServer):
+        other = {"team_id": "moved", "max_budget": 8.0, "expires": "2033-03-03T00:00:00Z"}
+        scripted.will_answer(200, {"info": {**self.AFTER, **other, "rpm_limit": 7}})
+        scripted.will_answer(200, {"token": DERIVED.token_hash, **self.AFTER, **other})
 
         assert self.conform(litellm) is True
 
         assert scripted.asked[1].body == {"key": DERIVED.token_hash, "rpm_limit": None}
-
-    def test_leaves_it_in_its_team(self, litellm: LiteLLM, scripted: ScriptedServer):
-        scripted.will_answer(200, {"info": {**self.BEFORE, "team_id": "moved"}})
-        scripted.will_answer(200, {"token": DERIVED.token_hash, **self.AFTER, "team_id": "moved"})
-
-        assert self.conform(litellm, msgspec.structs.replace(self.WANTED, lite_llm_team_id="before")) is True
-
-        assert scripted.asked[1].body == {"key": DERIVED.token_hash, "tpm_limit": 5}
-
-    def test_leaves_what_litellm_will_not_take_and_nobody_asked_for(self, litellm: LiteLLM, scripted: ScriptedServer):
-        """LiteMaaS wrote it into the row."""
-        settings = msgspec.structs.replace(self.WANTED, budget_duration="1y", rpm_limit=7)
-        scripted.will_answer(200, {"info": self.BEFORE})
-        scripted.will_answer(400, own_error(400, kind="auth_error", message="budget_duration"))
-        scripted.will_answer(200, {"token": DERIVED.token_hash, **self.AFTER, "rpm_limit": 7})
-
-        assert self.conform(litellm, settings) is True
-
-        assert scripted.asked[2].body == {"key": DERIVED.token_hash, "tpm_limit": 5, "rpm_limit": 7}
-
-    def test_of_which_nothing_is_left_that_litellm_takes_is_over(self, litellm: LiteLLM, scripted: ScriptedServer):
-        settings = msgspec.structs.replace(self.WANTED, budget_duration="1y")
-        scripted.will_answer(200, {"info": self.AFTER})
-        scripted.will_answer(400, own_error(400, kind="auth_error", message="budget_duration"))
-
-        assert self.conform(litellm, settings) is True
 
     def test_asks_once_more_for_a_soft_budget(self, litellm: LiteLLM, scripted: ScriptedServer):
         settings = KeySettings(models=["gpt-4o"], soft_budget=3.0)
@@ -750,9 +724,7 @@ class TestCarryOutWhereNobodyKnowsWhatLiteLLMHolds:
 
         assert self.conform(litellm, settings) is True
 
-    @pytest.mark.parametrize(
-        "stored", [BEFORE, {**AFTER, "metadata": {}}, {**AFTER, "models": []}], ids=["limit", "metadata", "models"]
-    )
+    @pytest.mark.parametrize("stored", [BEFORE, {**AFTER, "rpm_limit": 7}], ids=["what changes", "what is in doubt"])
     def test_is_not_satisfied_with_less(self, litellm: LiteLLM, scripted: ScriptedServer, stored: dict[str, Any]):
         scripted.will_answer(200, {"info": self.BEFORE})
         scripted.will_answer(200, {"token": DERIVED.token_hash, **stored})
@@ -780,7 +752,7 @@ class TestCarryOutWhereNobodyKnowsWhatLiteLLMHolds:
             self.conform(litellm)
 
 
-class TestCarryOutWhereTheRestIsKnown:
+class TestCarryOut:
     WANTED = KeySettings(
         models=["gpt-4o"],
         name="changed",
@@ -801,7 +773,7 @@ class TestCarryOutWhereTheRestIsKnown:
     }
 
     def carry_out(self, litellm: LiteLLM, changed: list[str], *, settings: KeySettings = WANTED) -> bool:
-        return carry_out(litellm, settings, changed=changed, is_rest_known=True)
+        return carry_out(litellm, settings, changed=changed)
 
     @pytest.mark.parametrize(
         ("changed", "sent"),
@@ -902,7 +874,6 @@ class TestCarryOutWhereTheRestIsKnown:
                 litellm,
                 self.WANTED,
                 changed=["tpm_limit"],
-                is_rest_known=True,
                 tokens=[EARLIER_HASH, DERIVED.token_hash],
             )
 

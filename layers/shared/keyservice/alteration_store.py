@@ -12,7 +12,7 @@ from keyservice.audit import record_of
 from keyservice.database import Database, Statement
 from keyservice.journal import LOCK_KEY, audited, identity, repeated_once, require_known
 from keyservice.key_rules import CONFIGURED, DISCOVERED, Refusal
-from keyservice.key_settings import ENTITY_TAG, SETTINGS
+from keyservice.key_settings import ENTITY_TAG, IN_DOUBT, SETTINGS
 from keyservice.models import Caller, ModelDetails, PendingUpdate
 from keyservice.standing import OWNER, STANDING, Standing
 
@@ -109,9 +109,10 @@ again AS (
 told AS (
     SELECT
         t.hash,
-        -- Something unanswered may still be carried out: a change, or the correction of a resumed create.
-        -- A mark whose time is over still stands for what has to be compared.
-        t.settings_unsafe_until IS NOT NULL OR coalesce(t.unsafe_until > now(), false) AS is_unsafe
+        -- A change that was never answered. A mark whose time is over stands for what has to be compared.
+        t.settings_unsafe_until IS NOT NULL AS is_in_doubt,
+        -- Until then it may be carried out, or the correction of a resumed create.
+        greatest(t.settings_unsafe_until, t.unsafe_until) AS unsafe_until
     FROM api_key_tokens AS t
     JOIN target ON target.id = t.api_key_id
     WHERE t.state IN ('live', 'retiring')
@@ -151,19 +152,27 @@ superseded_audited AS (
 begun AS (
     -- Reads `superseded` so that the one pending operation of the key has left before this one comes.
     INSERT INTO api_key_operations (
-        id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, request, key_name, key_prefix, models,
-        earlier_answered
+        id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, request, key_name, key_prefix, models
     )
     SELECT
-        %(operation_id)s, target.id, target.user_id,
+        %(operation_id)s, k.id, k.user_id,
         %(actor)s::jsonb || jsonb_build_object('user_id', standing.user_id), 'update',
         now() + make_interval(secs => %(lease_seconds)s), now() + make_interval(secs => %(lease_seconds)s),
-        allowed.request || jsonb_build_object('is_rest_known', earlier.are_answered), allowed.request ->> 'name',
-        target.key_prefix, ARRAY(SELECT jsonb_array_elements_text(allowed.request -> 'models')), earlier.are_answered
-    FROM allowed, target, standing
-    CROSS JOIN (
-        SELECT NOT EXISTS (SELECT FROM told WHERE is_unsafe) AND count(*) = 0 AS are_answered FROM superseded
-    ) AS earlier
+        allowed.request || jsonb_build_object(
+            'in_doubt', CASE
+                WHEN gone.operations = 0 AND NOT EXISTS (SELECT FROM told WHERE is_in_doubt) THEN '[]'
+                ELSE """
+    + IN_DOUBT
+    + """ END,
+            -- One whose time is over is compared now, except by a reset of spend.
+            'earlier_unsafe_until', (
+                SELECT max(unsafe_until) FROM told
+                WHERE unsafe_until > now() OR allowed.request ->> 'reason' = 'resetSpend'
+            )
+        ),
+        allowed.request ->> 'name', k.key_prefix, ARRAY(SELECT jsonb_array_elements_text(allowed.request -> 'models'))
+    FROM allowed, target AS k, standing
+    CROSS JOIN (SELECT count(*) AS operations FROM superseded) AS gone
     RETURNING *
 ),
 marked AS (
@@ -191,7 +200,7 @@ SELECT
     operation.id AS operation_id, operation.epoch, operation.api_key_id, operation.request,
     floor(extract(epoch FROM (operation.request ->> 'expires_at')::timestamptz - now()))::bigint AS remaining_seconds,
     ARRAY(SELECT jsonb_object_keys(operation.request -> 'new')) AS changed,
-    (operation.request -> 'is_rest_known')::boolean AS is_rest_known,
+    operation.request -> 'in_doubt' AS in_doubt,
     (
         SELECT coalesce(jsonb_agg(t.hash ORDER BY t.hash = target.key_hash), '[]')
         FROM (SELECT hash FROM told UNION SELECT hash FROM adopted) AS t
@@ -312,7 +321,7 @@ verdict AS (
             THEN 'running'
         WHEN broken.rules IS NOT NULL THEN 'broken'
         -- What is pending would be undone by the same values again, and so would be what may still be carried out.
-        WHEN changed.new = '{}' AND running.id IS NULL AND NOT EXISTS (SELECT FROM told WHERE is_unsafe) THEN 'unchanged'
+        WHEN changed.new = '{}' AND running.id IS NULL AND NOT EXISTS (SELECT FROM told WHERE is_in_doubt) THEN 'unchanged'
         ELSE 'begun'
     END AS word
     FROM target, wanted, changed, broken
@@ -500,9 +509,10 @@ models_added AS (
     ON CONFLICT DO NOTHING
 ),
 answered AS (
-    UPDATE api_key_tokens AS t SET settings_unsafe_until = NULL, updated_at = now()
+    UPDATE api_key_tokens AS t
+    SET settings_unsafe_until = (gate.request ->> 'earlier_unsafe_until')::timestamptz, updated_at = now()
     FROM gate
-    WHERE t.api_key_id = gate.api_key_id AND gate.earlier_answered AND t.settings_unsafe_until IS NOT NULL
+    WHERE t.api_key_id = gate.api_key_id AND t.settings_unsafe_until IS NOT NULL
 ),
 audited AS (
     """
@@ -540,12 +550,17 @@ WITH gate AS (
     RETURNING o.*
 ),
 answered AS (
-    -- An earlier secret may have taken what the current one did not: it has to be compared.
+    -- What is in doubt has not been made as the row says, and an earlier secret may have taken what the current one did not.
     UPDATE api_key_tokens AS t
-    SET settings_unsafe_until = CASE WHEN t.state = 'retiring' AND gate.request ->> 'reason' IS NULL THEN now() END,
+    SET settings_unsafe_until = coalesce(
+            (gate.request ->> 'earlier_unsafe_until')::timestamptz,
+            CASE WHEN gate.request ->> 'reason' IS NULL AND (gate.request -> 'in_doubt' <> '[]' OR t.hash <> k.key_hash)
+                THEN now() END
+        ),
         updated_at = now()
     FROM gate
-    WHERE t.api_key_id = gate.api_key_id AND gate.earlier_answered AND t.settings_unsafe_until IS NOT NULL
+    JOIN api_keys AS k ON k.id = gate.api_key_id
+    WHERE t.api_key_id = gate.api_key_id AND t.settings_unsafe_until IS NOT NULL
 ),
 audited AS (
     """

@@ -59,12 +59,14 @@ WITH gate AS (
             o.next_attempt_at, (SELECT max(t.unsafe_until) FROM api_key_tokens AS t WHERE t.api_key_id = o.api_key_id)
         ) ELSE o.next_attempt_at END
     WHERE o.id = %(operation_id)s AND o.epoch = %(epoch)s AND o.state = 'pending'
-    RETURNING o.api_key_id, o.kind, o.token_hash, o.earlier_answered
+    RETURNING o.api_key_id, o.kind, o.token_hash, o.earlier_answered, o.request
 ),
 settings_safe AS (
-    UPDATE api_key_tokens AS t SET settings_unsafe_until = NULL, updated_at = now()
+    UPDATE api_key_tokens AS t
+    SET settings_unsafe_until = (gate.request ->> 'earlier_unsafe_until')::timestamptz, updated_at = now()
     FROM gate
-    WHERE gate.kind = 'update' AND t.api_key_id = gate.api_key_id AND gate.earlier_answered AND NOT %(may_still_happen)s
+    WHERE gate.kind = 'update' AND t.api_key_id = gate.api_key_id AND NOT %(may_still_happen)s
+    AND t.settings_unsafe_until IS NOT NULL
 )
 UPDATE api_key_tokens AS t SET unsafe_until = NULL, updated_at = now()
 FROM gate

@@ -32,3 +32,14 @@ ENTITY_TAG: LiteralString = (
     + """
     )::text, 'UTF8')), 'hex'), 32) || '"'"""
 )
+
+# Of the same row, the names of the settings that unanswered changes may have made something else in LiteLLM: what was ever to
+# change, since a late one brings back what it knew.
+IN_DOUBT: LiteralString = """(
+        SELECT coalesce(jsonb_agg(DISTINCT n.name), '[]')
+        FROM api_key_operations AS o
+        CROSS JOIN jsonb_object_keys(
+            CASE WHEN jsonb_typeof(o.request -> 'new') = 'object' THEN o.request -> 'new' ELSE '{}' END
+        ) AS n (name)
+        WHERE o.api_key_id = k.id AND o.kind = 'update'
+    )"""

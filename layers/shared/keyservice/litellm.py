@@ -6,7 +6,7 @@ Facts are of LiteLLM 1.106.0. After generate only hashes travel: LiteLLM takes t
 import math
 import re
 import ssl
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from functools import cache
@@ -118,6 +118,14 @@ class GatewayKey(msgspec.Struct, frozen=True, kw_only=True):
             "metadata": _is_same(_object(self.metadata.get("user")), settings.metadata),
         }
         return [*self.differences(settings), *(name for name, is_same in rest.items() if not is_same)]
+
+    def parts_deviating_by(self, settings: KeySettings) -> list[list[str]]:
+        """The same by what LiteLLM can be told separately: each name by itself, those that are kept in metadata together.
+        The team comes last: LiteLLM asks for membership, and says no as it does in trouble."""
+        names = self.deviates_by(settings)
+        parts = [[name] for name in names if name not in _IN_METADATA and name != "team_id"]
+        parts += [[name for name in names if name in _IN_METADATA], [name for name in names if name == "team_id"]]
+        return [part for part in parts if part]
 
 
 class OtherKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -271,7 +279,7 @@ class LiteLLM:
         found: GatewayKey,
         settings: KeySettings,
         *,
-        names: Sequence[str] | None = None,
+        names: Collection[str] | None = None,
         remaining_seconds: int | None,
         deadline: Deadline,
     ) -> GatewayKey:
@@ -318,11 +326,11 @@ class LiteLLM:
         return bool(are_there) and are_there[-1]
 
     def _change(self, token_hash: str, update: PendingUpdate, *, deadline: Deadline) -> bool:
-        """Sends what changes, where nothing else of ours is under way. True when LiteLLM's answer, which is the key as it is
+        """Sends what changes, where nothing is in doubt. True when LiteLLM's answer, which is the key as it is
         stored, shows it; otherwise nothing is proven. Raises GatewayUnavailable when nobody can tell whether LiteLLM did
         anything."""
         names = _names_of(update.changed)
-        if not update.is_rest_known or not names or not names <= _SENT_BY_ITSELF:
+        if update.in_doubt or not names or not names <= _SENT_BY_ITSELF:
             return False
         wanted = {**_limits(update.settings), "expires": _duration(update.remaining_seconds)}
         body = {"duration" if name == "expires" else name: wanted[name] for name in sorted(names)}
@@ -334,46 +342,29 @@ class LiteLLM:
         raise _trouble("key/update", answer)
 
     def _conform(self, token_hash: str, update: PendingUpdate, *, deadline: Deadline) -> bool:
-        """Reads the key, makes it what the change says and reads back that LiteLLM has stored it. False when LiteLLM has no
-        such key. Raises as `carry_out` does.
-
-        While another change of ours may still have come true, the key becomes all that the row says; otherwise only what
-        changes. Its team stays in any case, and so does what LiteLLM will not take of the rest: somebody else wrote that.
-        """
+        """Reads the key, makes what changes, and what is in doubt, as the row says, and reads back that LiteLLM has stored
+        it. False when LiteLLM has no such key. Raises as `carry_out` does."""
         found = self.find(token_hash, deadline=deadline)
         if found is None:
             return False
-        settings = msgspec.structs.replace(update.settings, lite_llm_team_id=found.team_id)
-        changed = _names_of(update.changed)
-        not_taken: set[str] = set()
-
-        def lacking(key: GatewayKey) -> list[str]:
-            return [
-                name
-                for name in key.deviates_by(settings)
-                if name in changed or not (update.is_rest_known or name in not_taken)
-            ]
-
-        while names := lacking(found):
-            try:
-                stored: GatewayKey | None = self.update(
-                    found, settings, names=names, remaining_seconds=update.remaining_seconds, deadline=deadline
-                )
-            except GatewayRefused as refused:
-                others = {name for name in names if name not in changed and _field_of(name) in refused.fields}
-                if others:
-                    not_taken |= others
-                    continue
-                # Answers with a broken database look alike: only a key that can be read, and is as it was, was refused.
-                again = self.find(token_hash, deadline=deadline)
-                if again is None or again.deviates_by(settings) != found.deviates_by(settings):
-                    raise GatewayUnavailable("key/update: refused, and changed", may_still_happen=True) from refused
-                raise
-            if "soft_budget" in names:
-                stored = self.find(token_hash, deadline=deadline)
-            if stored is None or lacking(stored):
-                raise GatewayUnavailable("key/update: stored otherwise", may_still_happen=False)
-            break
+        meant = _names_of([*update.changed, *update.in_doubt])
+        names = meant.intersection(found.deviates_by(update.settings))
+        if not names:
+            return True
+        try:
+            stored: GatewayKey | None = self.update(
+                found, update.settings, names=names, remaining_seconds=update.remaining_seconds, deadline=deadline
+            )
+        except GatewayRefused as refused:
+            # Answers with a broken database look alike: only a key that can be read, and is as it was, was refused.
+            again = self.find(token_hash, deadline=deadline)
+            if again is None or again.deviates_by(update.settings) != found.deviates_by(update.settings):
+                raise GatewayUnavailable("key/update: refused, and changed", may_still_happen=True) from refused
+            raise
+        if "soft_budget" in names:
+            stored = self.find(token_hash, deadline=deadline)
+        if stored is None or not meant.isdisjoint(stored.deviates_by(update.settings)):
+            raise GatewayUnavailable("key/update: stored otherwise", may_still_happen=False)
         return True
 
     def reset_spend(self, token_hash: str, *, deadline: Deadline) -> bool:
@@ -709,11 +700,6 @@ def _metadata_beside(found: GatewayKey, settings: KeySettings, *, names: Sequenc
 def _names_of(columns: Sequence[str]) -> set[str]:
     """LiteLLM's names of the row's columns; of a key's name it knows nothing."""
     return {"expires" if column == "expires_at" else column for column in columns if column != "name"}
-
-
-def _field_of(name: str) -> str | None:
-    """The API's name of what LiteLLM calls so."""
-    return _LITELLM_FIELDS.get("duration" if name == "expires" else name)
 
 
 def _duration(remaining_seconds: int | None) -> str:

@@ -245,13 +245,13 @@ class PendingUpdate(msgspec.Struct, frozen=True, kw_only=True):
     resets_spend: bool
     changed: list[str]
     """Which of the settings are to change, by the row's names."""
-    is_rest_known: bool = False
-    """Whether LiteLLM is known to hold what the row says."""
+    in_doubt: list[str]
+    """Which of them earlier changes may have made something else in LiteLLM, by the row's names."""
 
     @property
     def is_known_to_gateway(self) -> bool:
-        """Whether LiteLLM need not be told: nothing that it knows of changes."""
-        return self.is_rest_known and set(self.changed) <= {"name"}
+        """Whether LiteLLM need not be told: nothing that it knows of changes, or is in doubt."""
+        return not self.in_doubt and set(self.changed) <= {"name"}
 
 
 class ResetSpend(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -258,9 +258,21 @@ class _Run:
         return self._correct(key, live)
 
     def _correct(self, key: GatewayKey, live: store.LiveKey) -> bool:
-        self._litellm.update(
-            key, live.settings, remaining_seconds=live.remaining_seconds, deadline=self._call_deadline()
-        )
+        """Part after part: what LiteLLM will not take must not keep the rest wrong."""
+        refusals: list[GatewayRefused] = []
+        for names in key.parts_deviating_by(live.settings):
+            try:
+                self._litellm.update(
+                    key,
+                    live.settings,
+                    names=names,
+                    remaining_seconds=live.remaining_seconds,
+                    deadline=self._call_deadline(),
+                )
+            except GatewayRefused as refused:
+                refusals.append(refused)
+        if refusals:
+            raise refusals[0]
         return store.finish_drift(self._database, live.hash, is_corrected=True)
 
     def _mark_missing(self, finding: store.Finding) -> bool:

@@ -8,7 +8,7 @@ import msgspec
 
 from keyservice.database import Database, Statement
 from keyservice.journal import audited, identity
-from keyservice.key_settings import SETTINGS
+from keyservice.key_settings import IN_DOUBT, SETTINGS
 from keyservice.models import Caller, KeySettings, PendingUpdate, Token
 from keyservice.standing import CALLER, Standing, ask_as_caller, change_as_caller, require_may_change_all
 
@@ -39,7 +39,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
             tokens=[token.hash for token in self.tokens],
             resets_spend=self.request.get("reason") == "resetSpend",
             changed=list(self.request.get("new", ())),
-            is_rest_known=self.request.get("is_rest_known", False),
+            in_doubt=self.request["in_doubt"],
         )
 
 
@@ -80,11 +80,17 @@ claimed AS (
         lease_until = now() + make_interval(secs => %(lease_seconds)s),
         phase = CASE WHEN o.kind IN ('create', 'rotate') THEN 'undo' ELSE o.phase END,
         kind = due.kind,
-        request = CASE WHEN due.kind <> o.kind THEN jsonb_build_object('reason', 'rowRemoved') ELSE o.request END,
-        earlier_answered = CASE WHEN due.kind = 'update' THEN o.earlier_answered AND NOT EXISTS (
-            SELECT FROM api_key_tokens AS t
-            WHERE t.api_key_id = o.api_key_id AND t.state IN ('live', 'retiring') AND t.settings_unsafe_until IS NOT NULL
-        ) ELSE o.earlier_answered END,
+        request = CASE
+            WHEN due.kind <> o.kind THEN jsonb_build_object('reason', 'rowRemoved')
+            -- As when it was begun; its own earlier attempt may be carried out, too.
+            WHEN o.kind = 'update' THEN o.request || jsonb_build_object('earlier_unsafe_until', (
+                SELECT max(u.at)
+                FROM api_key_tokens AS t, greatest(t.settings_unsafe_until, t.unsafe_until) AS u (at)
+                WHERE t.api_key_id = o.api_key_id AND t.state IN ('live', 'retiring')
+                AND (u.at > now() OR o.request ->> 'reason' = 'resetSpend')
+            ))
+            ELSE o.request
+        END,
         next_attempt_at = now() + make_interval(
             secs => least(%(longest_wait_seconds)s, %(first_wait_seconds)s * 2 ^ least(o.attempts - 1, 20))
                 * (0.5 + random())
@@ -101,10 +107,15 @@ marked AS (
 )
 SELECT
     claimed.id AS operation_id, claimed.epoch, claimed.kind, claimed.api_key_id, claimed.attempts,
-    -- What an update leaves alone is as the row is by now.
-    CASE WHEN claimed.kind = 'update' THEN claimed.request || """
+    -- What an update leaves alone is as the row is by now. An earlier release did not say what is in doubt.
+    CASE WHEN claimed.kind = 'update' THEN
+        claimed.request || """
     + SETTINGS
-    + """ || coalesce(claimed.request -> 'new', '{}') ELSE claimed.request END AS request,
+    + """ || coalesce(claimed.request -> 'new', '{}')
+        || jsonb_build_object('in_doubt', coalesce(claimed.request -> 'in_doubt', """
+    + IN_DOUBT
+    + """))
+    ELSE claimed.request END AS request,
     (
         SELECT coalesce(jsonb_agg(to_jsonb(t) ORDER BY t.hash = k.key_hash), '[]')
         FROM (
@@ -308,7 +319,10 @@ WITH due AS (
 locked AS (
     SELECT k.id, k.user_id, k.name, k.key_prefix, """
     + SETTINGS
-    + """ AS settings
+    + """ AS settings,
+        """
+    + IN_DOUBT
+    + """ AS in_doubt
     FROM api_keys AS k
     JOIN due ON due.api_key_id = k.id
     FOR UPDATE OF k SKIP LOCKED
@@ -319,8 +333,8 @@ begun AS (
     )
     SELECT
         gen_random_uuid(), locked.id, locked.user_id, jsonb_build_object('user_id', %(system_user)s::text), 'update',
-        now(), now(), locked.settings || jsonb_build_object('reason', 'lateUpdate'), locked.name, locked.key_prefix,
-        ARRAY(SELECT jsonb_array_elements_text(locked.settings -> 'models'))
+        now(), now(), locked.settings || jsonb_build_object('reason', 'lateUpdate', 'in_doubt', locked.in_doubt),
+        locked.name, locked.key_prefix, ARRAY(SELECT jsonb_array_elements_text(locked.settings -> 'models'))
     FROM locked
     ON CONFLICT (api_key_id) WHERE state = 'pending' DO NOTHING
     RETURNING api_key_id

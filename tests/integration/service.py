@@ -382,6 +382,15 @@ class Service:
             " next_attempt_at = next_attempt_at - interval '1 hour'"
         )
 
+    def wait_until_somebody_waits(self) -> None:
+        """For a lock of the database."""
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        with psycopg.connect(self.database_under_test.admin_dsn, autocommit=True) as connection:
+            while connection.execute(waiting).fetchone() == (0,):
+                time.sleep(0.01)
+
     def traces(self, key_id: UUID | None = None) -> Traces:
         """Of the key, or of the only one there ever was."""
         if key_id is None:

@@ -1,10 +1,12 @@
 """Changing a key: what is lost on the way, who meets whom, and what is never undone."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
 from keyservice import alteration_store, settlement_store, spend_store
@@ -157,6 +159,15 @@ class TestUnsafeMark:
 
         assert unsafe_until(service, key_id) == first
 
+    def test_is_not_made_by_a_reset_of_spend(self, service: Service):
+        """Of a resumed create the token keeps until when it was unsafe."""
+        key_id = service.create().id
+        service.rows("UPDATE api_key_tokens SET unsafe_until = now() - interval '1 hour'")
+
+        service.alteration().reset_spend(caller(), str(key_id), deadline=Deadline(20))
+
+        assert unsafe_until(service, key_id) is None
+
     def test_of_an_earlier_attempt_outlives_a_later_refusal(self, service: Service):
         key_id = service.create().id
         service.gateway_faults.inject("/key/update", "reset_after")
@@ -246,6 +257,29 @@ class TestAtOnce:
         assert len(traces.audits) == len(traces.operations) + (
             isinstance(updated, InvalidRequest) and len(traces.operations) == 2
         )
+
+    def test_a_change_does_not_take_over_what_a_settler_is_just_claiming(self, service: Service):
+        """It would end first, and the settler would tell LiteLLM the older value."""
+        key_id = service.create().id
+        service.gateway_faults.inject("/key/update", "status", status=429)
+        with pytest.raises(OperationPending):
+            service.update(key_id, tpm_limit=5)
+        service.rows("UPDATE api_key_operations SET lease_until = now(), next_attempt_at = now()")
+        claiming = {
+            "lease_seconds": LEASE_SECONDS,
+            "drain_seconds": DRAIN_SECONDS,
+            "first_wait_seconds": 60.0,
+            "longest_wait_seconds": 900.0,
+            "only_deletes": False,
+        }
+
+        with psycopg.connect(service.database_under_test.admin_dsn) as settler, ThreadPoolExecutor(1) as thread:
+            settler.execute(settlement_store._CLAIM_DUE, claiming)
+            changed = thread.submit(service.update, key_id, tpm_limit=6)
+            service.wait_until_somebody_waits()
+            settler.commit()
+            with pytest.raises(OperationInProgress):
+                changed.result(30)
 
     def test_two_settlers_make_a_change_once(self, service: Service):
         key_id = service.create().id

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -296,7 +295,7 @@ class TestDeadlock:
         other.execute("UPDATE users SET full_name = 'other' WHERE oauth_id = 'bob'")
 
         def cross() -> None:
-            wait_until_somebody_waits(service)
+            service.wait_until_somebody_waits()
             other.execute("UPDATE users SET full_name = 'other' WHERE oauth_id = 'alice'")
             other.commit()
 
@@ -314,10 +313,3 @@ class TestDeadlock:
         assert service.database_faults.steps.count("take_alice") == 2
         names = service.value("SELECT array_agg(full_name) FROM users WHERE oauth_id IN ('alice', 'bob')")
         assert names == ["ours", "ours"]
-
-
-def wait_until_somebody_waits(service: Service) -> None:
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    with psycopg.connect(service.database_under_test.admin_dsn, autocommit=True) as connection:
-        while connection.execute(waiting).fetchone() == (0,):
-            time.sleep(0.01)

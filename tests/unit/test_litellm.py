@@ -716,6 +716,17 @@ class TestCarryOutOfWhatIsInDoubt:
 
         assert scripted.asked[1].body == {"key": DERIVED.token_hash, "rpm_limit": None}
 
+    def test_leaves_what_is_in_doubt_and_litellm_will_not_take(self, litellm: LiteLLM, scripted: ScriptedServer):
+        """LiteMaaS has written it into the row since."""
+        settings = msgspec.structs.replace(self.WANTED, budget_duration="1y", rpm_limit=7)
+        scripted.will_answer(200, {"info": self.BEFORE})
+        scripted.will_answer(400, own_error(400, kind="auth_error", message="budget_duration"))
+        scripted.will_answer(200, {"token": DERIVED.token_hash, **self.AFTER, "rpm_limit": 7})
+
+        assert carry_out(litellm, settings, changed=["tpm_limit"], in_doubt=["budget_duration", "rpm_limit"]) is True
+
+        assert scripted.asked[2].body == {"key": DERIVED.token_hash, "tpm_limit": 5, "rpm_limit": 7}
+
     def test_asks_once_more_for_a_soft_budget(self, litellm: LiteLLM, scripted: ScriptedServer):
         settings = KeySettings(models=["gpt-4o"], soft_budget=3.0)
         scripted.will_answer(200, {"info": {"models": ["gpt-4o"]}})

@@ -61,8 +61,15 @@ locked AS (
     JOIN owner ON owner.id = k.user_id
     WHERE k.id = %(api_key_id)s
     FOR UPDATE OF k
+),
+held AS (
+    -- A settler that is just claiming it is waited for: the next statement has to see what it has marked.
+    SELECT o.id FROM api_key_operations AS o
+    JOIN locked ON locked.id = o.api_key_id
+    WHERE o.state = 'pending'
+    FOR UPDATE OF o
 )
-SELECT id FROM locked"""
+SELECT locked.id FROM locked LEFT JOIN held ON true"""
 
 _LOCK_KEY_TO_UPDATE: LiteralString = (
     """/* lock_key_to_update */
@@ -152,27 +159,29 @@ superseded_audited AS (
 begun AS (
     -- Reads `superseded` so that the one pending operation of the key has left before this one comes.
     INSERT INTO api_key_operations (
-        id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, request, key_name, key_prefix, models
+        id, api_key_id, user_id, actor, kind, lease_until, next_attempt_at, request, key_name, key_prefix, models,
+        earlier_answered
     )
     SELECT
         %(operation_id)s, k.id, k.user_id,
         %(actor)s::jsonb || jsonb_build_object('user_id', standing.user_id), 'update',
         now() + make_interval(secs => %(lease_seconds)s), now() + make_interval(secs => %(lease_seconds)s),
         allowed.request || jsonb_build_object(
-            'in_doubt', CASE
-                WHEN gone.operations = 0 AND NOT EXISTS (SELECT FROM told WHERE is_in_doubt) THEN '[]'
-                ELSE """
+            'in_doubt', CASE WHEN earlier.are_answered THEN '[]' ELSE """
     + IN_DOUBT
     + """ END,
             -- One whose time is over is compared now, except by a reset of spend.
             'earlier_unsafe_until', (
                 SELECT max(unsafe_until) FROM told
-                WHERE unsafe_until > now() OR allowed.request ->> 'reason' = 'resetSpend'
+                WHERE unsafe_until > now() OR (is_in_doubt AND allowed.request ->> 'reason' = 'resetSpend')
             )
         ),
-        allowed.request ->> 'name', k.key_prefix, ARRAY(SELECT jsonb_array_elements_text(allowed.request -> 'models'))
+        allowed.request ->> 'name', k.key_prefix, ARRAY(SELECT jsonb_array_elements_text(allowed.request -> 'models')),
+        earlier.are_answered
     FROM allowed, target AS k, standing
-    CROSS JOIN (SELECT count(*) AS operations FROM superseded) AS gone
+    CROSS JOIN (
+        SELECT count(*) = 0 AND NOT EXISTS (SELECT FROM told WHERE is_in_doubt) AS are_answered FROM superseded
+    ) AS earlier
     RETURNING *
 ),
 marked AS (
@@ -554,8 +563,8 @@ answered AS (
     UPDATE api_key_tokens AS t
     SET settings_unsafe_until = coalesce(
             (gate.request ->> 'earlier_unsafe_until')::timestamptz,
-            CASE WHEN gate.request ->> 'reason' IS NULL AND (gate.request -> 'in_doubt' <> '[]' OR t.hash <> k.key_hash)
-                THEN now() END
+            CASE WHEN gate.request ->> 'reason' IS NULL
+                AND (gate.request -> 'in_doubt' IS DISTINCT FROM '[]' OR t.hash <> k.key_hash) THEN now() END
         ),
         updated_at = now()
     FROM gate

@@ -343,28 +343,33 @@ class LiteLLM:
 
     def _conform(self, token_hash: str, update: PendingUpdate, *, deadline: Deadline) -> bool:
         """Reads the key, makes what changes, and what is in doubt, as the row says, and reads back that LiteLLM has stored
-        it. False when LiteLLM has no such key. Raises as `carry_out` does."""
+        it. What is in doubt and LiteLLM refuses by name is left: somebody else has written that into the row. False when
+        LiteLLM has no such key. Raises as `carry_out` does."""
         found = self.find(token_hash, deadline=deadline)
         if found is None:
             return False
-        meant = _names_of([*update.changed, *update.in_doubt])
-        names = meant.intersection(found.deviates_by(update.settings))
-        if not names:
-            return True
-        try:
-            stored: GatewayKey | None = self.update(
-                found, update.settings, names=names, remaining_seconds=update.remaining_seconds, deadline=deadline
-            )
-        except GatewayRefused as refused:
-            # Answers with a broken database look alike: only a key that can be read, and is as it was, was refused.
-            again = self.find(token_hash, deadline=deadline)
-            if again is None or again.deviates_by(update.settings) != found.deviates_by(update.settings):
-                raise GatewayUnavailable("key/update: refused, and changed", may_still_happen=True) from refused
-            raise
-        if "soft_budget" in names:
-            stored = self.find(token_hash, deadline=deadline)
-        if stored is None or not meant.isdisjoint(stored.deviates_by(update.settings)):
-            raise GatewayUnavailable("key/update: stored otherwise", may_still_happen=False)
+        changed = _names_of(update.changed)
+        meant = changed | _names_of(update.in_doubt)
+        while names := meant.intersection(found.deviates_by(update.settings)):
+            try:
+                stored: GatewayKey | None = self.update(
+                    found, update.settings, names=names, remaining_seconds=update.remaining_seconds, deadline=deadline
+                )
+            except GatewayRefused as refused:
+                not_taken = {name for name in names - changed if _field_of(name) in refused.fields}
+                if not_taken:
+                    meant -= not_taken
+                    continue
+                # Answers with a broken database look alike: only a key that can be read, and is as it was, was refused.
+                again = self.find(token_hash, deadline=deadline)
+                if again is None or again.deviates_by(update.settings) != found.deviates_by(update.settings):
+                    raise GatewayUnavailable("key/update: refused, and changed", may_still_happen=True) from refused
+                raise
+            if "soft_budget" in names:
+                stored = self.find(token_hash, deadline=deadline)
+            if stored is None or not meant.isdisjoint(stored.deviates_by(update.settings)):
+                raise GatewayUnavailable("key/update: stored otherwise", may_still_happen=False)
+            break
         return True
 
     def reset_spend(self, token_hash: str, *, deadline: Deadline) -> bool:
@@ -700,6 +705,11 @@ def _metadata_beside(found: GatewayKey, settings: KeySettings, *, names: Sequenc
 def _names_of(columns: Sequence[str]) -> set[str]:
     """LiteLLM's names of the row's columns; of a key's name it knows nothing."""
     return {"expires" if column == "expires_at" else column for column in columns if column != "name"}
+
+
+def _field_of(name: str) -> str | None:
+    """The API's name of what LiteLLM calls so; tags are part of the metadata that it is sent."""
+    return _LITELLM_FIELDS.get("duration" if name == "expires" else "metadata" if name == "tags" else name)
 
 
 def _duration(remaining_seconds: int | None) -> str:

@@ -87,7 +87,7 @@ claimed AS (
                 SELECT max(u.at)
                 FROM api_key_tokens AS t, greatest(t.settings_unsafe_until, t.unsafe_until) AS u (at)
                 WHERE t.api_key_id = o.api_key_id AND t.state IN ('live', 'retiring')
-                AND (u.at > now() OR o.request ->> 'reason' = 'resetSpend')
+                AND (u.at > now() OR (t.settings_unsafe_until IS NOT NULL AND o.request ->> 'reason' = 'resetSpend'))
             ))
             ELSE o.request
         END,

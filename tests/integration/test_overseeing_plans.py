@@ -236,6 +236,14 @@ def collector(crowded: Crowd) -> dict[str, Any]:
     return {"after_created_at": row["created_at"], "after_id": row["id"]}
 
 
+def assert_reads_a_page(plan: dict[str, Any], *, is_counted: bool) -> None:
+    """In the order of the index, and of the others no more than their count, by an index scan or a bitmap of it."""
+    read = list(rows_read(plan, "api_keys"))
+    assert ("api_keys_of_user_newest_first", 101) in read
+    assert {rows for _, rows in read} == ({101, 3000} if is_counted else {101})
+    assert {name for name, _ in read} <= {"api_keys_of_user_newest_first", "Bitmap Heap Scan"}
+
+
 @pytest.mark.parametrize("filters", [{}, {"is_active": True}], ids=str)
 @pytest.mark.parametrize("position", ["first page", "by cursor"])
 def test_a_page_of_many_keys_reads_no_more_than_the_page(
@@ -247,8 +255,7 @@ def test_a_page_of_many_keys_reads_no_more_than_the_page(
 
     plan = planned(crowded, statement, parameters)
 
-    counted = [("api_keys_of_user_newest_first", 3000)] if is_counted else []
-    assert sorted(rows_read(plan, "api_keys")) == [("api_keys_of_user_newest_first", 101), *counted]
+    assert_reads_a_page(plan, is_counted=is_counted)
 
 
 @pytest.mark.parametrize("position", ["first page", "by cursor"])
@@ -267,8 +274,7 @@ def test_one_plan_for_all_cursors_reads_no_more_than_the_page(crowded: Crowd, co
 
     assert row is not None
     plan = row["QUERY PLAN"][0]["Plan"]
-    counted = [("api_keys_of_user_newest_first", 3000)] if is_counted else []
-    assert sorted(rows_read(plan, "api_keys")) == [("api_keys_of_user_newest_first", 101), *counted]
+    assert_reads_a_page(plan, is_counted=is_counted)
     assert [index for index, _ in rows_read(plan, "users")].count("Seq Scan") == 0
 
 

@@ -304,7 +304,7 @@ class Rig(Service):
         return True
 
     def pending(self) -> int:
-        """Operations, and keys that a change may still be undone of."""
+        """Operations, keys that a change may still be undone of, and keys whose time is over."""
         [row] = self.rows(
             """
             SELECT
@@ -312,7 +312,8 @@ class Rig(Service):
                 + (
                     SELECT count(*) FROM api_key_tokens AS t JOIN api_keys AS k ON k.id = t.api_key_id AND k.is_active
                     WHERE t.settings_unsafe_until IS NOT NULL AND t.state = 'live'
-                ) AS number
+                )
+                + (SELECT count(*) FROM api_keys WHERE is_active AND revoked_at IS NULL AND expires_at <= now()) AS number
             """
         )
         return row["number"]

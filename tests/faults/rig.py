@@ -304,7 +304,8 @@ class Rig(Service):
         return True
 
     def pending(self) -> int:
-        """Operations, keys that a change may still be undone of, and keys whose time is over."""
+        """Operations, keys that a change may still be undone of, and what the next run begins: keys, and secrets of a
+        grace, whose time is over."""
         [row] = self.rows(
             """
             SELECT
@@ -313,7 +314,8 @@ class Rig(Service):
                     SELECT count(*) FROM api_key_tokens AS t JOIN api_keys AS k ON k.id = t.api_key_id AND k.is_active
                     WHERE t.settings_unsafe_until IS NOT NULL AND t.state = 'live'
                 )
-                + (SELECT count(*) FROM api_keys WHERE is_active AND revoked_at IS NULL AND expires_at <= now()) AS number
+                + (SELECT count(*) FROM api_keys WHERE is_active AND revoked_at IS NULL AND expires_at <= now())
+                + (SELECT count(*) FROM api_key_tokens WHERE state = 'retiring' AND valid_until <= now()) AS number
             """
         )
         return row["number"]

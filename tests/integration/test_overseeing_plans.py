@@ -238,10 +238,9 @@ def collector(crowded: Crowd) -> dict[str, Any]:
 
 def assert_reads_a_page(plan: dict[str, Any], *, is_counted: bool) -> None:
     """In the order of the index, and of the others no more than their count, by an index scan or a bitmap of it."""
-    read = list(rows_read(plan, "api_keys"))
-    assert ("api_keys_of_user_newest_first", 101) in read
-    assert {rows for _, rows in read} == ({101, 3000} if is_counted else {101})
-    assert {name for name, _ in read} <= {"api_keys_of_user_newest_first", "Bitmap Heap Scan"}
+    page = ("api_keys_of_user_newest_first", 101)
+    counts = [[("api_keys_of_user_newest_first", 3000)], [("Bitmap Heap Scan", 3000)]] if is_counted else [[]]
+    assert sorted(rows_read(plan, "api_keys")) in [sorted([page, *count]) for count in counts]
 
 
 @pytest.mark.parametrize("filters", [{}, {"is_active": True}], ids=str)
